@@ -30,7 +30,8 @@ impl Backoff {
         let nominal = u64::try_from(self.nominal(attempt).as_millis()).unwrap_or(u64::MAX);
         let spread = nominal / 100 * u64::from(self.jitter_percent.min(100))
             + nominal % 100 * u64::from(self.jitter_percent.min(100)) / 100;
-        let moved = (nominal - spread).saturating_add(chance.below(spread.saturating_mul(2).saturating_add(1)));
+        let moved =
+            (nominal - spread).saturating_add(chance.below(spread.saturating_mul(2).saturating_add(1)));
         Duration::from_millis(moved).min(self.cap)
     }
 }

@@ -51,7 +51,11 @@ impl FromStr for ChainId {
             && (digits == "0" || !digits.starts_with('0'));
         // EIP-2294 bounds the number so that it survives signed arithmetic everywhere.
         let number: u64 = digits.parse().map_err(|_| InvalidChainId)?;
-        if plain && number > 0 && i64::try_from(number).is_ok() { Ok(Self(number)) } else { Err(InvalidChainId) }
+        if plain && number > 0 && i64::try_from(number).is_ok() {
+            Ok(Self(number))
+        } else {
+            Err(InvalidChainId)
+        }
     }
 }
 
@@ -136,7 +140,8 @@ pub fn parse_address(text: &str) -> Result<Address, InvalidAddress> {
         return Err(InvalidAddress::Shape);
     }
     let address: Address = text.parse().map_err(|_| InvalidAddress::Shape)?;
-    let one_case = !digits.bytes().any(|b| b.is_ascii_uppercase()) || !digits.bytes().any(|b| b.is_ascii_lowercase());
+    let one_case =
+        !digits.bytes().any(|b| b.is_ascii_uppercase()) || !digits.bytes().any(|b| b.is_ascii_lowercase());
     if !one_case && address.to_checksum(None) != text {
         return Err(InvalidAddress::Checksum);
     }
@@ -274,7 +279,10 @@ impl Confirmations {
     #[must_use]
     pub fn reached(self, number: u64, heights: Heights) -> bool {
         match self {
-            Self::Depth(depth) => heights.head.saturating_sub(number).saturating_add(1) >= u64::from(depth) && heights.head >= number,
+            Self::Depth(depth) => {
+                heights.head.saturating_sub(number).saturating_add(1) >= u64::from(depth)
+                    && heights.head >= number
+            }
             Self::Safe => number <= heights.safe,
             Self::Finalized => number <= heights.finalized,
         }
@@ -312,7 +320,15 @@ mod tests {
     #[test]
     fn chains_parse_strictly() {
         assert_eq!("eip155:8453".parse(), Ok(ChainId::eip155(8453)));
-        for bad in ["8453", "eip155:", "eip155:0", "eip155:01", "eip155:-1", "solana:5eykt4", "eip155:99999999999999999999"] {
+        for bad in [
+            "8453",
+            "eip155:",
+            "eip155:0",
+            "eip155:01",
+            "eip155:-1",
+            "solana:5eykt4",
+            "eip155:99999999999999999999",
+        ] {
             assert_eq!(bad.parse::<ChainId>(), Err(InvalidChainId), "{bad}");
         }
     }
@@ -322,7 +338,10 @@ mod tests {
         let good = "0x833589fCD6eDb6E08f4c7C32D4f71b54bdA02913";
         assert_eq!(parse_address(good).map(|a| a.to_string()), Ok(good.into()));
         assert!(parse_address(&good.to_lowercase()).is_ok());
-        assert_eq!(parse_address("0x833589FCD6eDb6E08f4c7C32D4f71b54bdA02913"), Err(InvalidAddress::Checksum));
+        assert_eq!(
+            parse_address("0x833589FCD6eDb6E08f4c7C32D4f71b54bdA02913"),
+            Err(InvalidAddress::Checksum)
+        );
         assert_eq!(parse_address("0x833589"), Err(InvalidAddress::Shape));
         assert_eq!(parse_address(&good[2..]), Err(InvalidAddress::Shape));
         assert_eq!(parse_address("0x0000000000000000000000000000000000000000"), Err(InvalidAddress::Zero));
@@ -347,6 +366,8 @@ mod tests {
         assert!(Confirmations::Depth(2).reached(9, heights));
         assert!(!Confirmations::Depth(1).reached(11, heights));
         assert!(Confirmations::Safe.reached(8, heights) && !Confirmations::Safe.reached(9, heights));
-        assert!(Confirmations::Finalized.reached(5, heights) && !Confirmations::Finalized.reached(6, heights));
+        assert!(
+            Confirmations::Finalized.reached(5, heights) && !Confirmations::Finalized.reached(6, heights)
+        );
     }
 }

@@ -1,1 +1,236 @@
-//! (being written)
+//! A payment: a transfer that concerns us, and the invoice it belongs to, if that can be said.
+//!
+//! Matching must not be stealable: no customer may take another's money, by accident or by design.
+//! So a match needs something that only one invoice has: a recipient of its own, a named payer, or an amount that no
+//! other open invoice of that recipient asks for. When more than one reading is left, the payment is *ambiguous* and
+//! waits for a person. It is never a guess.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::chain::{Address, InvalidWord, Transfer};
+use crate::id::InvoiceId;
+use crate::money::Amount;
+use crate::time::Timestamp;
+use crate::wire::serde_as_text;
+
+/// How far a payment has come on its chain.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stage {
+    /// Its block is no longer part of the chain. It may come back in another block.
+    Reverted,
+    /// In a proven block.
+    Detected,
+    /// Confirmed by the invoice's rule.
+    Confirmed,
+    /// In a finalized block.
+    Final,
+}
+
+impl Stage {
+    /// The spelling outside.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Reverted => "reverted",
+            Self::Detected => "detected",
+            Self::Confirmed => "confirmed",
+            Self::Final => "final",
+        }
+    }
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl FromStr for Stage {
+    type Err = InvalidWord;
+    fn from_str(text: &str) -> Result<Self, InvalidWord> {
+        [Self::Reverted, Self::Detected, Self::Confirmed, Self::Final]
+            .into_iter()
+            .find(|stage| stage.as_str() == text)
+            .ok_or(InvalidWord)
+    }
+}
+
+serde_as_text!(Stage);
+
+/// What matching needs to know of an invoice on the transfer's chain, asset and recipient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Candidate {
+    /// The invoice.
+    pub id: InvoiceId,
+    /// Its whole amount.
+    pub amount: Amount,
+    /// What is still to be seen of it.
+    pub remaining: Amount,
+    /// The payer it names.
+    pub payer: Option<Address>,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+/// The invoices a transfer could belong to.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Candidates {
+    /// The only invoice, open or closed, that ever had this recipient on this chain, when it asks for this asset.
+    pub sole: Option<Candidate>,
+    /// Active invoices that name the transfer's payer.
+    pub named: Vec<Candidate>,
+    /// Active invoices that name no payer and ask for exactly the transfer's amount.
+    pub exact: Vec<Candidate>,
+}
+
+/// Why a payment belongs to no invoice yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Unmatched {
+    /// No open invoice of this recipient and asset asks for this.
+    NoInvoice,
+    /// The recipient belongs to an invoice that names another payer.
+    OtherPayer,
+}
+
+impl Unmatched {
+    /// The spelling outside.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoInvoice => "no_invoice",
+            Self::OtherPayer => "other_payer",
+        }
+    }
+}
+
+/// To which invoice a transfer belongs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Match {
+    /// This one.
+    Invoice(InvoiceId),
+    /// One of these; a person has to say which.
+    Ambiguous(Vec<InvoiceId>),
+    /// None.
+    Unmatched(Unmatched),
+}
+
+impl Candidates {
+    /// Decides to which invoice `transfer` belongs.
+    #[must_use]
+    pub fn decide(&self, transfer: &Transfer) -> Match {
+        if let Some(sole) = self.sole {
+            return match sole.payer {
+                Some(payer) if payer != transfer.payer => Match::Unmatched(Unmatched::OtherPayer),
+                _ => Match::Invoice(sole.id),
+            };
+        }
+        let named = self.named_choice(transfer.amount);
+        let mut choices: Vec<InvoiceId> =
+            named.into_iter().chain(self.exact.iter().map(|fit| fit.id)).collect();
+        match (choices.pop(), choices.is_empty()) {
+            (None, _) => Match::Unmatched(Unmatched::NoInvoice),
+            (Some(only), true) => Match::Invoice(only),
+            (Some(last), false) => {
+                choices.push(last);
+                Match::Ambiguous(choices)
+            }
+        }
+    }
+
+    /// Among invoices that name this payer no one else can lose: what fits exactly first, then the
+    /// oldest.
+    fn named_choice(&self, amount: Amount) -> Option<InvoiceId> {
+        let oldest = |fits: &dyn Fn(&Candidate) -> bool| {
+            self.named.iter().filter(|c| fits(c)).min_by_key(|c| (c.created_at, c.id)).map(|c| c.id)
+        };
+        oldest(&|candidate| candidate.remaining == amount).or_else(|| oldest(&|_| true))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::{Asset, B256, BlockRef, ChainId, TransferKey};
+
+    const PAYER: Address = Address::repeat_byte(0xaa);
+    const OTHER: Address = Address::repeat_byte(0xbb);
+
+    fn transfer(amount: u64) -> Transfer {
+        Transfer {
+            key: TransferKey { chain: ChainId::eip155(1), tx: B256::ZERO, ordinal: 0 },
+            block: BlockRef { number: 1, hash: B256::ZERO },
+            time: Timestamp::EPOCH,
+            tx_index: 0,
+            log_index: Some(0),
+            asset: Asset::Native,
+            payer: PAYER,
+            recipient: Address::repeat_byte(1),
+            amount: amount.into(),
+        }
+    }
+
+    fn candidate(number: u8, amount: u64, payer: Option<Address>) -> Candidate {
+        Candidate {
+            id: InvoiceId::from_bytes([number; 16]),
+            amount: amount.into(),
+            remaining: amount.into(),
+            payer,
+            created_at: Timestamp::from_seconds(number.into()),
+        }
+    }
+
+    fn invoice(number: u8) -> Match {
+        Match::Invoice(InvoiceId::from_bytes([number; 16]))
+    }
+
+    #[test]
+    fn a_recipient_of_its_own_takes_any_amount() {
+        let candidates = Candidates { sole: Some(candidate(1, 100, None)), ..Candidates::default() };
+        assert_eq!(candidates.decide(&transfer(7)), invoice(1));
+        assert_eq!(candidates.decide(&transfer(700)), invoice(1));
+    }
+
+    #[test]
+    fn a_named_payer_is_a_condition() {
+        let sole = |payer| Candidates { sole: Some(candidate(1, 100, Some(payer))), ..Candidates::default() };
+        assert_eq!(sole(OTHER).decide(&transfer(100)), Match::Unmatched(Unmatched::OtherPayer));
+        assert_eq!(sole(PAYER).decide(&transfer(100)), invoice(1));
+    }
+
+    #[test]
+    fn a_shared_recipient_needs_the_exact_amount() {
+        let candidates = Candidates { exact: vec![candidate(1, 100, None)], ..Candidates::default() };
+        assert_eq!(candidates.decide(&transfer(100)), invoice(1));
+        assert_eq!(Candidates::default().decide(&transfer(99)), Match::Unmatched(Unmatched::NoInvoice));
+    }
+
+    #[test]
+    fn of_one_payer_the_exact_then_the_oldest() {
+        let named = vec![
+            candidate(2, 50, Some(PAYER)),
+            candidate(1, 100, Some(PAYER)),
+            candidate(3, 50, Some(PAYER)),
+        ];
+        let candidates = Candidates { named, ..Candidates::default() };
+        assert_eq!(candidates.decide(&transfer(50)), invoice(2));
+        assert_eq!(candidates.decide(&transfer(30)), invoice(1));
+    }
+
+    #[test]
+    fn several_readings_are_ambiguous() {
+        let ids = |m| match m {
+            Match::Ambiguous(ids) => ids.len(),
+            _ => 0,
+        };
+        let named_and_open = Candidates {
+            named: vec![candidate(1, 100, Some(PAYER))],
+            exact: vec![candidate(2, 100, None)],
+            sole: None,
+        };
+        assert_eq!(ids(named_and_open.decide(&transfer(100))), 2);
+        let equal =
+            Candidates { exact: vec![candidate(1, 5, None), candidate(2, 5, None)], ..Candidates::default() };
+        assert_eq!(ids(equal.decide(&transfer(5))), 2);
+    }
+}
