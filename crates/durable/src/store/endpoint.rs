@@ -1,0 +1,150 @@
+//! Webhook endpoints as rows: where merchants want to be told, and with which secret.
+//!
+//! A deleted endpoint stays as a row without being listed, so that its past deliveries still have a name. Secrets
+//! leave this file only towards the signer; they are redacted from `Debug`.
+
+use std::fmt;
+
+use domain::event::{EventType, Subscription};
+use domain::id::EndpointId;
+use domain::time::Timestamp;
+
+use super::{Query, Row, StoreError, Tx};
+use crate::params;
+
+/// A signing secret, redacted wherever it could be printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SigningSecret(Vec<u8>);
+
+impl SigningSecret {
+    /// From its bytes.
+    #[must_use]
+    pub fn new(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
+    /// Its bytes, for the signer.
+    #[must_use]
+    pub fn expose(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for SigningSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SigningSecret(…)")
+    }
+}
+
+/// An endpoint as stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointRow {
+    /// Its id.
+    pub id: EndpointId,
+    /// Where to send.
+    pub url: String,
+    /// What to send.
+    pub subscriptions: Vec<Subscription>,
+    /// The merchant's own words.
+    pub description: Option<String>,
+    /// Signs every delivery.
+    pub secret: SigningSecret,
+    /// After a rotation: signs too, until the time beside it.
+    pub old_secret: Option<(SigningSecret, Timestamp)>,
+    /// Why it is no longer delivered to, if it is not.
+    pub disabled: Option<String>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was deleted.
+    pub deleted_at: Option<Timestamp>,
+}
+
+impl EndpointRow {
+    /// Whether an event of this type goes to this endpoint.
+    #[must_use]
+    pub fn wants(&self, kind: EventType) -> bool {
+        self.deleted_at.is_none() && self.subscriptions.iter().any(|subscription| subscription.wants(kind))
+    }
+}
+
+const COLUMNS: &str =
+    "id, url, event_types, description, secret, old_secret, old_secret_until, disabled, created_at, deleted_at";
+
+/// Stores a new endpoint.
+///
+/// # Errors
+/// The store's.
+pub fn insert(tx: &mut Tx, row: &EndpointRow) -> Result<(), StoreError> {
+    tx.execute(
+        "insert into endpoint (id, url, event_types, description, secret, created_at) values ($1, $2, $3, $4, $5, $6)",
+        params![row.id, row.url, spell(&row.subscriptions), row.description, row.secret.0, row.created_at],
+    )?;
+    Ok(())
+}
+
+/// Writes a changed endpoint.
+///
+/// # Errors
+/// The store's.
+pub fn save(tx: &mut Tx, row: &EndpointRow) -> Result<(), StoreError> {
+    let old = row.old_secret.as_ref();
+    tx.execute(
+        "update endpoint set url = $2, event_types = $3, description = $4, secret = $5, old_secret = $6, \
+         old_secret_until = $7, disabled = $8, deleted_at = $9 where id = $1",
+        params![
+            row.id,
+            row.url,
+            spell(&row.subscriptions),
+            row.description,
+            row.secret.0,
+            old.map(|(secret, _)| &secret.0),
+            old.map(|(_, until)| *until),
+            row.disabled,
+            row.deleted_at,
+        ],
+    )?;
+    Ok(())
+}
+
+/// The endpoint, deleted or not.
+///
+/// # Errors
+/// The store's.
+pub fn find(query: &impl Query, id: EndpointId) -> Result<Option<EndpointRow>, StoreError> {
+    query.query_opt(&format!("select {COLUMNS} from endpoint where id = $1"), params![id], read)
+}
+
+/// Every endpoint that was not deleted, oldest first.
+///
+/// # Errors
+/// The store's.
+pub fn list(query: &impl Query) -> Result<Vec<EndpointRow>, StoreError> {
+    query.query(
+        &format!("select {COLUMNS} from endpoint where deleted_at is null order by id"),
+        params![],
+        read,
+    )
+}
+
+fn spell(subscriptions: &[Subscription]) -> String {
+    subscriptions.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
+}
+
+fn read(row: &Row<'_>) -> Result<EndpointRow, StoreError> {
+    let subscriptions: String = row.get(2)?;
+    let old_secret: Option<Vec<u8>> = row.get(5)?;
+    Ok(EndpointRow {
+        id: row.get(0)?,
+        url: row.get(1)?,
+        subscriptions: subscriptions
+            .split(' ')
+            .map(|word| word.parse().map_err(|_| StoreError::damaged("an endpoint's event types do not parse")))
+            .collect::<Result<_, _>>()?,
+        description: row.get(3)?,
+        secret: SigningSecret(row.get(4)?),
+        old_secret: old_secret.map(SigningSecret).zip(row.get(6)?),
+        disabled: row.get(7)?,
+        created_at: row.get(8)?,
+        deleted_at: row.get(9)?,
+    })
+}
