@@ -1,0 +1,3 @@
+//! The policies around any call to the outside, and their order.
+
+pub mod deadline;

@@ -1,0 +1,3 @@
+//! What `outside` promises, held against hostile others on loopback.
+
+mod http;
