@@ -35,6 +35,12 @@ impl DeliveryState {
     }
 }
 
+impl std::fmt::Display for DeliveryState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 impl std::str::FromStr for DeliveryState {
     type Err = crate::chain::InvalidWord;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
@@ -88,6 +94,19 @@ impl DeadReason {
             Self::EndpointDisabled => "endpoint_disabled",
             Self::CrashLoop => "crash_loop",
         }
+    }
+}
+
+impl std::fmt::Display for DeadReason {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl std::str::FromStr for DeadReason {
+    type Err = crate::chain::InvalidWord;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == text).ok_or(crate::chain::InvalidWord)
     }
 }
 

@@ -191,18 +191,12 @@ pub fn watch_asset(tx: &mut Tx, chain: ChainId, asset: &Asset, now: Timestamp) -
 /// # Errors
 /// The store's.
 pub fn list_watched_assets(query: &impl Query, chain: ChainId) -> Result<Vec<Asset>, StoreError> {
-    query.query("select asset from watched_asset where chain = $1", params![chain], |row| {
-        row.get(0)
-    })
+    query.query("select asset from watched_asset where chain = $1", params![chain], |row| row.get(0))
 }
 
 fn read_link(row: &Row<'_>) -> Result<BlockLink, StoreError> {
     let hash: B256 = row.get(1)?;
-    Ok(BlockLink {
-        block: BlockRef { number: row.get(0)?, hash },
-        parent: row.get(2)?,
-        time: row.get(3)?,
-    })
+    Ok(BlockLink { block: BlockRef { number: row.get(0)?, hash }, parent: row.get(2)?, time: row.get(3)? })
 }
 
 fn read_cursor(row: &Row<'_>) -> Result<ChainCursor, StoreError> {

@@ -58,7 +58,13 @@ pub fn open(tx: &mut Tx, row: &ClaimRow) -> Result<(), StoreError> {
 ///
 /// # Errors
 /// The store's.
-pub fn close(tx: &mut Tx, key: &TransferKey, block: &BlockRef, verdict: &str, now: Timestamp) -> Result<(), StoreError> {
+pub fn close(
+    tx: &mut Tx,
+    key: &TransferKey,
+    block: &BlockRef,
+    verdict: &str,
+    now: Timestamp,
+) -> Result<(), StoreError> {
     tx.execute(
         "update disputed_claim set closed_at = $5, verdict = $6 \
          where chain = $1 and tx = $2 and ordinal = $3 and block_hash = $4 and closed_at is null",

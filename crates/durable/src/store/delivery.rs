@@ -84,7 +84,15 @@ pub fn insert(tx: &mut Tx, row: &DeliveryRow) -> Result<(), StoreError> {
     tx.execute(
         "insert into delivery (id, endpoint_id, event_position, lane, state, attempts, created_at, replayed) \
          values ($1, $2, $3, $4, $5, 0, $6, $7)",
-        params![row.id, row.endpoint, row.event_position, row.lane.0, row.state, row.created_at, row.replayed],
+        params![
+            row.id,
+            row.endpoint,
+            row.event_position,
+            row.lane.0,
+            row.state,
+            row.created_at,
+            row.replayed
+        ],
     )?;
     Ok(())
 }

@@ -67,8 +67,7 @@ impl EndpointRow {
     }
 }
 
-const COLUMNS: &str =
-    "id, url, event_types, description, secret, old_secret, old_secret_until, disabled, created_at, deleted_at";
+const COLUMNS: &str = "id, url, event_types, description, secret, old_secret, old_secret_until, disabled, created_at, deleted_at";
 
 /// Stores a new endpoint.
 ///
@@ -138,7 +137,9 @@ fn read(row: &Row<'_>) -> Result<EndpointRow, StoreError> {
         url: row.get(1)?,
         subscriptions: subscriptions
             .split(' ')
-            .map(|word| word.parse().map_err(|_| StoreError::damaged("an endpoint's event types do not parse")))
+            .map(|word| {
+                word.parse().map_err(|_| StoreError::damaged("an endpoint's event types do not parse"))
+            })
             .collect::<Result<_, _>>()?,
         description: row.get(3)?,
         secret: SigningSecret(row.get(4)?),

@@ -87,7 +87,7 @@ pub fn position_before(query: &impl Query, since: Timestamp) -> Result<u64, Stor
     // Event ids are UUIDv7: the index on them is ordered by the millisecond of creation.
     let mut first = [0; 16];
     first[..6].copy_from_slice(&since.as_millis().to_be_bytes()[2..]);
-    let found = query.query_opt(
+    let found: Option<u64> = query.query_opt(
         "select position from event where id >= $1 order by id limit 1",
         params![&first],
         |row| row.get(0),

@@ -232,7 +232,7 @@ pub fn candidates(
         params![recipient, chain],
         read,
     )?;
-    if let [sole] = of_recipient {
+    if let [sole] = of_recipient.as_slice() {
         let fits = sole.invoice.asset == *asset;
         return Ok(Candidates { sole: fits.then(|| candidate(&sole.invoice)), ..Candidates::default() });
     }
@@ -335,9 +335,5 @@ fn read(row: &Row<'_>) -> Result<InvoiceRow, StoreError> {
 }
 
 fn tally(row: &Row<'_>, first: usize) -> Result<Tally, StoreError> {
-    Ok(Tally {
-        seen: row.get(first)?,
-        confirmed: row.get(first + 1)?,
-        finalized: row.get(first + 2)?,
-    })
+    Ok(Tally { seen: row.get(first)?, confirmed: row.get(first + 1)?, finalized: row.get(first + 2)? })
 }
