@@ -302,3 +302,50 @@ impl Committer {
         &mut self.tx
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use domain::chance::Chance;
+    use domain::time::{Sleep, Timestamp};
+
+    use super::super::db::{Durability, Query};
+    use super::*;
+    use crate::params;
+
+    struct Still;
+
+    impl Clock for Still {
+        fn now(&self) -> Timestamp {
+            Timestamp::EPOCH
+        }
+        fn monotonic(&self) -> Duration {
+            Duration::ZERO
+        }
+        fn sleep(&self, _: Duration) -> Sleep {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    #[test]
+    fn a_refused_commit_is_the_end_and_is_never_tried_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let tx = Tx::open(&dir.path().join("db"), Durability::PowerLoss, Chance::from_seed(1)).unwrap();
+        let board = Arc::new(Board::new());
+        let mut committer = Committer::new(tx, Arc::new(Still), Arc::clone(&board));
+        committer.run_alone(|tx| tx.execute("create table t (n bigint)", params![])).unwrap();
+        committer.tx().refuse_commits();
+
+        let ran = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&ran);
+        let insert = move |tx: &mut Tx| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            tx.execute("insert into t (n) values (1)", params![])
+        };
+        assert!(matches!(committer.run_alone(insert.clone()), Err(StoreError::Failed(_))));
+        assert!(board.check().is_err());
+        assert!(matches!(committer.run_alone(insert), Err(StoreError::Failed(_))));
+        assert_eq!(ran.load(Ordering::Relaxed), 1, "the second was not even run");
+        let rows = committer.tx().query("select n from t", params![], |_| Ok(())).unwrap();
+        assert!(rows.is_empty());
+    }
+}

@@ -1,0 +1,24 @@
+//! What the store and the engine promise, tried from outside.
+
+mod engine;
+mod store;
+mod time;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use domain::chance::Chance;
+use durable::store::{Store, StoreOptions, Threading};
+
+use crate::time::HandClock;
+
+/// A store on a fresh file, and the clock that moves it by hand.
+fn fresh(dir: &tempfile::TempDir, threading: Threading) -> (Store, Arc<HandClock>) {
+    let clock = HandClock::new();
+    (reopen(&dir.path().join("db"), threading, &clock), clock)
+}
+
+fn reopen(path: &Path, threading: Threading, clock: &Arc<HandClock>) -> Store {
+    let options = StoreOptions { threading, ..StoreOptions::default() };
+    Store::open(path, options, Arc::clone(clock) as _, Chance::from_seed(7)).unwrap()
+}
