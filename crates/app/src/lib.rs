@@ -1,1 +1,7 @@
-//! 
+//! What the product does, and the only place that knows concrete choices.
+//!
+//! Guarantees: features meet only through events; what is configured, spoken over HTTP, printed or measured is
+//! named in one place each. Deliberately absent: SQL text, raw network clients, and rules that could be pure.
+
+pub mod config;
+pub mod telemetry;

@@ -1,0 +1,777 @@
+//! What the process tells its operators: every metric's name and help, and every field of the log, in one place.
+//!
+//! Two kinds of metrics. *Canonical instruments* (`quittance_…`) follow Prometheus' naming advice and can be summed
+//! over instances. *Named views* carry the short names that people ask for (`rpc_quorum_failure_rate` …); they are
+//! computed here over the last [`WINDOW`] and say in their help what is divided by what.
+//!
+//! Guarantees: labels are bounded (no id of an invoice, transaction or endpoint is ever a label), amounts are never
+//! measured, and no verb takes a secret. Deliberately absent: decisions. Nothing reads a metric to act on it.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt::Write as _;
+use std::io::IsTerminal;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use domain::chain::ChainId;
+use domain::delivery::DeadReason;
+use domain::event::EventType;
+use domain::invoice::Status;
+use domain::time::Clock;
+use hdrhistogram::Histogram as Spread;
+use prometheus_client::encoding::text::encode_registry;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Metric, Registry};
+
+use crate::config::{Log, LogFormat};
+
+/// How far back the named views look.
+pub const WINDOW: Duration = Duration::from_secs(300);
+
+/// The names of the fields that log lines carry wherever they apply.
+pub mod field {
+    /// The invoice, by its id.
+    pub const INVOICE: &str = "invoice_uuid";
+    /// The transaction, by its hash.
+    pub const TX: &str = "tx_hash";
+    /// The block, by its number.
+    pub const BLOCK: &str = "block";
+    /// Which attempt it is, from 1.
+    pub const ATTEMPT: &str = "attempt";
+}
+
+/// How a round of asking for agreement ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum QuorumOutcome {
+    /// Enough groups agreed.
+    Agreed,
+    /// Enough groups answered, and they did not agree.
+    Disagreed,
+    /// Too few groups answered.
+    NoQuorum,
+}
+
+impl QuorumOutcome {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Agreed => "agreed",
+            Self::Disagreed => "disagreed",
+            Self::NoQuorum => "no_quorum",
+        }
+    }
+}
+
+/// How one attempt at a delivery ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum AttemptOutcome {
+    /// A 2xx answer.
+    Accepted,
+    /// Another answer.
+    Rejected,
+    /// No answer: connection, TLS, timeout, protocol.
+    NoAnswer,
+    /// An address we do not send to.
+    TargetRefused,
+}
+
+impl AttemptOutcome {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Rejected => "rejected",
+            Self::NoAnswer => "no_answer",
+            Self::TargetRefused => "target_refused",
+        }
+    }
+}
+
+/// What is counted from the store at the moment of a scrape.
+#[derive(Debug, Clone, Default)]
+pub struct Gauges {
+    /// Invoices by status.
+    pub invoices: Vec<(Status, u64)>,
+    /// Payments that wait for a person, by why (`ambiguous`, `unmatched`).
+    pub unresolved_payments: Vec<(&'static str, u64)>,
+    /// Jobs by kind and state.
+    pub jobs: Vec<(String, &'static str, u64)>,
+    /// Deliveries that were given up and not replayed.
+    pub dead_letters: u64,
+    /// Age of the oldest job that is due.
+    pub oldest_due: Duration,
+}
+
+type Labels = Vec<(&'static str, Cow<'static, str>)>;
+type Spans = Family<Labels, Histogram, fn() -> Histogram>;
+type Real = Gauge<f64, AtomicU64>;
+
+/// The instruments of one process. Cheap to clone.
+#[derive(Clone)]
+pub struct Telemetry(Arc<Inner>);
+
+impl std::fmt::Debug for Telemetry {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Telemetry")
+    }
+}
+
+struct Inner {
+    clock: Arc<dyn Clock>,
+    registry: Registry,
+    canonical: Canonical,
+    views: Views,
+    recent: Mutex<Recent>,
+}
+
+struct Canonical {
+    quorum_rounds: Family<Labels, Counter>,
+    provider_latency: Spans,
+    provider_failures: Family<Labels, Counter>,
+    provider_faults: Family<Labels, Counter>,
+    breaker: Family<Labels, Gauge>,
+    chain_height: Family<Labels, Gauge>,
+    chain_frozen: Family<Labels, Gauge>,
+    reorgs: Family<Labels, Counter>,
+    reorged_blocks: Family<Labels, Counter>,
+    duplicates: Family<Labels, Counter>,
+    verification: Spans,
+    events: Family<Labels, Counter>,
+    attempts: Family<Labels, Counter>,
+    attempt_seconds: Histogram,
+    deliveries: Family<Labels, Counter>,
+    dead_letters: Family<Labels, Counter>,
+    dead_letter_depth: Gauge,
+    invoices: Family<Labels, Gauge>,
+    unresolved: Family<Labels, Gauge>,
+    jobs: Family<Labels, Gauge>,
+    oldest_due: Real,
+    commit_seconds: Histogram,
+    commit_batch: Histogram,
+    requests: Family<Labels, Counter>,
+    request_seconds: Spans,
+}
+
+struct Views {
+    quorum_failure_rate: Family<Labels, Real>,
+    provider_latency_ms: Family<Labels, Real>,
+    duplicates_dropped: Family<Labels, Counter>,
+    delivery_success_rate: Real,
+    dead_letters: Counter,
+    verification_p95: Real,
+}
+
+/// What the views are computed from.
+#[derive(Default)]
+struct Recent {
+    rounds: BTreeMap<ChainId, Ratio>,
+    latencies: BTreeMap<(ChainId, String), Percentile>,
+    deliveries: Ratio,
+    verifications: Percentile,
+}
+
+impl Telemetry {
+    /// Fresh instruments. Every view exists from the start for the given chains and their providers' names.
+    #[must_use]
+    pub fn new<'a>(clock: Arc<dyn Clock>, chains: impl IntoIterator<Item = (ChainId, Vec<&'a str>)>) -> Self {
+        let mut registry = Registry::default();
+        let canonical = Canonical::register(&mut registry);
+        let views = Views::register(&mut registry);
+        let mut recent = Recent::default();
+        for (chain, providers) in chains {
+            recent.rounds.entry(chain).or_default();
+            for provider in providers {
+                recent.latencies.entry((chain, provider.to_owned())).or_default();
+            }
+        }
+        for source in ["chain", "claim", "webhook"] {
+            let _ = views.duplicates_dropped.get_or_create(&vec![("source", source.into())]);
+        }
+        Self(Arc::new(Inner { clock, registry, canonical, views, recent: Mutex::new(recent) }))
+    }
+
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.0.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One round of asking a chain's groups for agreement ended.
+    pub fn quorum_round(&self, chain: ChainId, outcome: QuorumOutcome) {
+        let labels = vec![of_chain(chain), ("outcome", outcome.as_str().into())];
+        self.0.canonical.quorum_rounds.get_or_create(&labels).inc();
+        let now = self.0.clock.monotonic();
+        self.recent().rounds.entry(chain).or_default().add(now, outcome != QuorumOutcome::Agreed);
+    }
+
+    /// A provider answered a call, well or badly, after `span`.
+    pub fn provider_latency(&self, chain: ChainId, provider: &str, span: Duration) {
+        let labels = of_provider(chain, provider);
+        self.0.canonical.provider_latency.get_or_create(&labels).observe(span.as_secs_f64());
+        let now = self.0.clock.monotonic();
+        let mut recent = self.recent();
+        recent.latencies.entry((chain, provider.to_owned())).or_default().add(now, span);
+    }
+
+    /// A call to a provider failed. `class` is one of a closed list of words, never an error's text.
+    pub fn provider_failed(&self, chain: ChainId, provider: &str, class: &'static str) {
+        let mut labels = of_provider(chain, provider);
+        labels.push(("class", class.into()));
+        self.0.canonical.provider_failures.get_or_create(&labels).inc();
+    }
+
+    /// A provider said something that is proven false. `fault` is one of a closed list of words.
+    pub fn provider_faulty(&self, chain: ChainId, provider: &str, fault: &'static str) {
+        let mut labels = of_provider(chain, provider);
+        labels.push(("fault", fault.into()));
+        self.0.canonical.provider_faults.get_or_create(&labels).inc();
+    }
+
+    /// A provider's breaker, by the word of `domain::breaker::Breaker::as_str`.
+    pub fn provider_breaker(&self, chain: ChainId, provider: &str, state: &str) {
+        let level = match state {
+            "passing" => 0,
+            "ramping" | "probing" => 1,
+            _ => 2,
+        };
+        self.0.canonical.breaker.get_or_create(&of_provider(chain, provider)).set(level);
+    }
+
+    /// A chain's heights. `kind` is `head`, `processed`, `safe` or `finalized`.
+    pub fn chain_height(&self, chain: ChainId, kind: &'static str, height: u64) {
+        let labels = vec![of_chain(chain), ("kind", kind.into())];
+        self.0.canonical.chain_height.get_or_create(&labels).set(to_gauge(height));
+    }
+
+    /// Whether settling on a chain is stopped.
+    pub fn chain_frozen(&self, chain: ChainId, frozen: bool) {
+        self.0.canonical.chain_frozen.get_or_create(&vec![of_chain(chain)]).set(i64::from(frozen));
+    }
+
+    /// A chain replaced its last `depth` blocks.
+    pub fn reorg(&self, chain: ChainId, depth: u64) {
+        self.0.canonical.reorgs.get_or_create(&vec![of_chain(chain)]).inc();
+        self.0.canonical.reorged_blocks.get_or_create(&vec![of_chain(chain)]).inc_by(depth);
+    }
+
+    /// Something that had been seen before came again and was not counted twice. `source` is one of a closed list of
+    /// words: `chain` (a transfer), `claim` (a payment told to us), `webhook` (an event already enqueued).
+    pub fn duplicate_dropped(&self, source: &'static str) {
+        let labels = vec![("source", source.into())];
+        self.0.canonical.duplicates.get_or_create(&labels).inc();
+        self.0.views.duplicates_dropped.get_or_create(&labels).inc();
+    }
+
+    /// A payment was verified and committed, `latency` after its block was first seen.
+    pub fn invoice_verified(&self, chain: ChainId, latency: Duration) {
+        self.0.canonical.verification.get_or_create(&vec![of_chain(chain)]).observe(latency.as_secs_f64());
+        let now = self.0.clock.monotonic();
+        self.recent().verifications.add(now, latency);
+    }
+
+    /// An event was committed.
+    pub fn event(&self, kind: EventType) {
+        self.0.canonical.events.get_or_create(&vec![("type", kind.as_str().into())]).inc();
+    }
+
+    /// One attempt at a delivery ended after `span`.
+    pub fn delivery_attempt(&self, outcome: AttemptOutcome, span: Duration) {
+        self.0.canonical.attempts.get_or_create(&vec![("outcome", outcome.as_str().into())]).inc();
+        self.0.canonical.attempt_seconds.observe(span.as_secs_f64());
+    }
+
+    /// A delivery reached its end: delivered, or given up.
+    pub fn delivery_finished(&self, delivered: bool) {
+        let outcome = if delivered { "delivered" } else { "dead" };
+        self.0.canonical.deliveries.get_or_create(&vec![("outcome", outcome.into())]).inc();
+        let now = self.0.clock.monotonic();
+        self.recent().deliveries.add(now, delivered);
+    }
+
+    /// A delivery became a dead letter. Counts as finished, too.
+    pub fn dead_lettered(&self, reason: DeadReason) {
+        self.0.canonical.dead_letters.get_or_create(&vec![("reason", reason.as_str().into())]).inc();
+        self.0.views.dead_letters.inc();
+        self.delivery_finished(false);
+    }
+
+    /// The store committed `batch` transactions with one sync, which took `latency`.
+    pub fn db_commit(&self, latency: Duration, batch: usize) {
+        self.0.canonical.commit_seconds.observe(latency.as_secs_f64());
+        self.0.canonical.commit_batch.observe(f64::from(u32::try_from(batch).unwrap_or(u32::MAX)));
+    }
+
+    /// A request was answered. `route` is the pattern that matched, never the path.
+    pub fn request(&self, method: &str, route: &str, status: u16, span: Duration) {
+        // A method is the caller's word: what is not a usual one is counted as one.
+        let method = ["GET", "POST", "PATCH", "DELETE", "PUT", "HEAD", "OPTIONS"]
+            .into_iter()
+            .find(|known| *known == method)
+            .unwrap_or("other");
+        let of_route: Labels = vec![("method", method.into()), ("route", route.to_owned().into())];
+        self.0.canonical.request_seconds.get_or_create(&of_route).observe(span.as_secs_f64());
+        let mut labels = of_route;
+        labels.push(("status", status.to_string().into()));
+        self.0.canonical.requests.get_or_create(&labels).inc();
+    }
+
+    /// Takes over what was counted from the store.
+    pub fn gauges(&self, gauges: &Gauges) {
+        let canonical = &self.0.canonical;
+        for status in Status::ALL {
+            let count = gauges.invoices.iter().find(|(of, _)| *of == status).map_or(0, |(_, count)| *count);
+            let labels = vec![("status", status.as_str().into())];
+            canonical.invoices.get_or_create(&labels).set(to_gauge(count));
+        }
+        for (why, count) in &gauges.unresolved_payments {
+            canonical.unresolved.get_or_create(&vec![("why", (*why).into())]).set(to_gauge(*count));
+        }
+        canonical.jobs.clear();
+        for (kind, state, count) in &gauges.jobs {
+            let labels = vec![("kind", kind.clone().into()), ("state", (*state).into())];
+            canonical.jobs.get_or_create(&labels).set(to_gauge(*count));
+        }
+        canonical.dead_letter_depth.set(to_gauge(gauges.dead_letters));
+        canonical.oldest_due.set(gauges.oldest_due.as_secs_f64());
+    }
+
+    /// Everything in the Prometheus text format (version 0.0.4).
+    #[must_use]
+    pub fn render(&self) -> String {
+        self.refresh_views();
+        let mut text = String::new();
+        if encode_registry(&mut text, &self.0.registry).is_err() {
+            return String::new();
+        }
+        in_classic_format(&text)
+    }
+
+    /// A page of the views' present values, for people: name, labels, value.
+    #[must_use]
+    pub fn views(&self) -> Vec<(String, String)> {
+        let text = self.render();
+        let samples = text.lines().filter(|line| !line.starts_with('#') && !line.starts_with("quittance_"));
+        samples.filter_map(|line| line.rsplit_once(' ')).map(|(k, v)| (k.to_owned(), v.to_owned())).collect()
+    }
+
+    fn refresh_views(&self) {
+        let now = self.0.clock.monotonic();
+        let views = &self.0.views;
+        let mut recent = self.recent();
+        for (chain, rounds) in &mut recent.rounds {
+            let rate = rounds.share(now).unwrap_or(0.0);
+            views.quorum_failure_rate.get_or_create(&vec![of_chain(*chain)]).set(rate);
+        }
+        for ((chain, provider), latencies) in &mut recent.latencies {
+            let p95 = millis(latencies.p95(now));
+            views.provider_latency_ms.get_or_create(&of_provider(*chain, provider)).set(p95);
+        }
+        views.delivery_success_rate.set(recent.deliveries.share(now).unwrap_or(1.0));
+        views.verification_p95.set(recent.verifications.p95(now).as_secs_f64());
+    }
+}
+
+impl Canonical {
+    fn register(registry: &mut Registry) -> Self {
+        let registry = registry.sub_registry_with_prefix("quittance");
+        let build: Family<Labels, Gauge> =
+            added(registry, "build_info", "Always 1; the version is a label", Family::default());
+        build.get_or_create(&vec![("version", env!("CARGO_PKG_VERSION").into())]).set(1);
+        Self {
+            quorum_rounds: added(
+                registry,
+                "rpc_quorum_rounds",
+                "Rounds of asking a chain's provider groups for agreement, by how they ended",
+                Family::default(),
+            ),
+            provider_latency: added(
+                registry,
+                "rpc_provider_latency_seconds",
+                "Time to an answer of an RPC provider, good or bad",
+                Family::new_with_constructor(network_seconds),
+            ),
+            provider_failures: added(
+                registry,
+                "rpc_provider_failures",
+                "Calls to an RPC provider that gave no usable answer, by class",
+                Family::default(),
+            ),
+            provider_faults: added(
+                registry,
+                "rpc_provider_faults",
+                "Answers of an RPC provider that are proven false, by fault",
+                Family::default(),
+            ),
+            breaker: added(
+                registry,
+                "rpc_provider_breaker",
+                "Breaker of an RPC provider: 0 passing, 1 probing or ramping, 2 tripped",
+                Family::default(),
+            ),
+            chain_height: added(
+                registry,
+                "chain_height",
+                "Heights of a chain: head agreed on, last block processed, safe, finalized",
+                Family::default(),
+            ),
+            chain_frozen: added(
+                registry,
+                "chain_frozen",
+                "1 while settling on the chain is stopped",
+                Family::default(),
+            ),
+            reorgs: added(
+                registry,
+                "reorgs",
+                "Reorganisations of a chain that were followed",
+                Family::default(),
+            ),
+            reorged_blocks: added(
+                registry,
+                "reorged_blocks",
+                "Blocks that reorganisations took back",
+                Family::default(),
+            ),
+            duplicates: added(
+                registry,
+                "duplicate_events_dropped",
+                "What came again and was not counted twice, by source. Also known as: duplicate_events_dropped_total",
+                Family::default(),
+            ),
+            verification: added(
+                registry,
+                "invoice_verification_latency_seconds",
+                "Time from a block being first seen to the commit of a verified payment in it",
+                Family::new_with_constructor(verification_seconds),
+            ),
+            events: added(registry, "events", "Events committed, by type", Family::default()),
+            attempts: added(
+                registry,
+                "webhook_attempts",
+                "Attempts at webhook deliveries, by outcome",
+                Family::default(),
+            ),
+            attempt_seconds: added(
+                registry,
+                "webhook_attempt_seconds",
+                "Time of one attempt at a webhook delivery",
+                network_seconds(),
+            ),
+            deliveries: added(
+                registry,
+                "webhook_deliveries",
+                "Webhook deliveries that reached their end, by outcome",
+                Family::default(),
+            ),
+            dead_letters: added(
+                registry,
+                "webhook_dlq",
+                "Deliveries that became dead letters, by reason. Also known as: webhook_dlq_total",
+                Family::default(),
+            ),
+            dead_letter_depth: added(registry, "webhook_dlq_depth", "Dead letters now", Gauge::default()),
+            invoices: added(registry, "invoices", "Invoices by status", Family::default()),
+            unresolved: added(
+                registry,
+                "payments_unresolved",
+                "Payments that wait for a person, by why",
+                Family::default(),
+            ),
+            jobs: added(registry, "jobs", "Jobs by kind and state", Family::default()),
+            oldest_due: added(
+                registry,
+                "oldest_due_job_age_seconds",
+                "How long the oldest due job has been due",
+                Gauge::default(),
+            ),
+            commit_seconds: added(
+                registry,
+                "db_commit_seconds",
+                "Time of one commit, its sync included",
+                commit_seconds(),
+            ),
+            commit_batch: added(
+                registry,
+                "db_commit_transactions",
+                "Transactions that shared one commit",
+                Histogram::new([1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0]),
+            ),
+            requests: added(
+                registry,
+                "http_requests",
+                "Requests answered, by method, route and status",
+                Family::default(),
+            ),
+            request_seconds: added(
+                registry,
+                "http_request_duration_seconds",
+                "Time to the answer of a request",
+                Family::new_with_constructor(network_seconds),
+            ),
+        }
+    }
+}
+
+impl Views {
+    fn register(registry: &mut Registry) -> Self {
+        Self {
+            quorum_failure_rate: added(
+                registry,
+                "rpc_quorum_failure_rate",
+                "View, 0 to 1, per chain. Numerator: quorum rounds that ended without agreement (disagreed or too few answers). Denominator: all quorum rounds. Window: the last 5 minutes, sliding; 0 when there was no round. Derived from quittance_rpc_quorum_rounds_total",
+                Family::default(),
+            ),
+            provider_latency_ms: added(
+                registry,
+                "rpc_provider_latency_ms",
+                "View, milliseconds, per chain and provider: 95th percentile of the time to an answer. Numerator: calls answered within the value (95 %). Denominator: all answered calls, good or bad. Window: the last 5 minutes, sliding; 0 when there was none. Derived from quittance_rpc_provider_latency_seconds",
+                Family::default(),
+            ),
+            duplicates_dropped: added(
+                registry,
+                "duplicate_events_dropped",
+                "View. Numerator: things that came again and were not counted twice, by source. Denominator: none, it is a count. Window: since the process started. Same as quittance_duplicate_events_dropped_total",
+                Family::default(),
+            ),
+            delivery_success_rate: added(
+                registry,
+                "webhook_delivery_success_rate",
+                "View, 0 to 1. Numerator: webhook deliveries (not attempts) that ended with a 2xx answer. Denominator: deliveries that ended, delivered or dead-lettered. Window: the last 5 minutes, sliding; 1 when none ended. Derived from quittance_webhook_deliveries_total",
+                Real::default(),
+            ),
+            dead_letters: added(
+                registry,
+                "webhook_dlq",
+                "View. Numerator: deliveries that became dead letters. Denominator: none, it is a count that only grows; quittance_webhook_dlq_depth says how many there are now. Window: since the process started. Sum of quittance_webhook_dlq_total",
+                Counter::default(),
+            ),
+            verification_p95: added(
+                registry,
+                "invoice_verification_latency_p95",
+                "View, seconds: 95th percentile of the time from a block being first seen to the commit of a verified payment in it. Numerator: payments verified within the value (95 %). Denominator: all verified payments. Window: the last 5 minutes, sliding; 0 when there was none. Derived from quittance_invoice_verification_latency_seconds",
+                Real::default(),
+            ),
+        }
+    }
+}
+
+/// Registers a metric and hands it back.
+fn added<M: Metric + Clone>(registry: &mut Registry, name: &str, help: &str, metric: M) -> M {
+    registry.register(name, help, metric.clone());
+    metric
+}
+
+fn of_chain(chain: ChainId) -> (&'static str, Cow<'static, str>) {
+    ("chain", chain.to_string().into())
+}
+
+fn of_provider(chain: ChainId, provider: &str) -> Labels {
+    vec![of_chain(chain), ("provider", provider.to_owned().into())]
+}
+
+fn to_gauge(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn network_seconds() -> Histogram {
+    Histogram::new([0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0])
+}
+
+fn verification_seconds() -> Histogram {
+    Histogram::new([0.05, 0.1, 0.25, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0])
+}
+
+fn commit_seconds() -> Histogram {
+    Histogram::new([0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0])
+}
+
+/// The encoder speaks `OpenMetrics`, where a counter's family is named without `_total`. The older format that every
+/// scraper reads names it with, so `HELP` and `TYPE` of counters are renamed.
+fn in_classic_format(open_metrics: &str) -> String {
+    let mut text = String::with_capacity(open_metrics.len() + 1024);
+    let mut lines = open_metrics.lines().peekable();
+    while let Some(line) = lines.next() {
+        let (Some(name), Some(kind)) = (
+            line.strip_prefix("# HELP ").and_then(|rest| rest.split(' ').next()),
+            lines
+                .peek()
+                .and_then(|next| next.strip_prefix("# TYPE "))
+                .and_then(|rest| rest.split(' ').nth(1)),
+        ) else {
+            let _ = writeln!(text, "{line}");
+            continue;
+        };
+        let suffix = if kind == "counter" { "_total" } else { "" };
+        let help = &line["# HELP ".len() + name.len()..];
+        let _ = writeln!(text, "# HELP {name}{suffix}{help}\n# TYPE {name}{suffix} {kind}");
+        lines.next();
+    }
+    text
+}
+
+/// Yes and no over the last [`WINDOW`], in slots of ten seconds.
+#[derive(Default)]
+struct Ratio {
+    slots: VecDeque<(u64, u64, u64)>,
+}
+
+const RATIO_SLOT: Duration = Duration::from_secs(10);
+
+impl Ratio {
+    fn add(&mut self, now: Duration, yes: bool) {
+        let slot = slot_of(now, RATIO_SLOT);
+        self.forget(slot);
+        match self.slots.back_mut() {
+            Some((newest, yeses, all)) if *newest == slot => {
+                *yeses += u64::from(yes);
+                *all += 1;
+            }
+            _ => self.slots.push_back((slot, u64::from(yes), 1)),
+        }
+    }
+
+    fn forget(&mut self, slot: u64) {
+        let kept = slots_in_window(RATIO_SLOT);
+        while self.slots.front().is_some_and(|(oldest, ..)| oldest + kept <= slot) {
+            self.slots.pop_front();
+        }
+    }
+
+    /// The share of yes; nothing when there was neither.
+    #[expect(clippy::float_arithmetic, reason = "a share for operators; no money is computed")]
+    fn share(&mut self, now: Duration) -> Option<f64> {
+        self.forget(slot_of(now, RATIO_SLOT));
+        let (yes, all) = self.slots.iter().fold((0u64, 0u64), |(y, a), (_, yes, all)| (y + yes, a + all));
+        (all > 0).then(|| yes as f64 / all as f64)
+    }
+}
+
+/// Spans over the last [`WINDOW`], in slots of one minute.
+#[derive(Default)]
+struct Percentile {
+    slots: VecDeque<(u64, Spread<u32>)>,
+}
+
+const PERCENTILE_SLOT: Duration = Duration::from_secs(60);
+/// Spans are held in microseconds with two digits; what is longer than an hour counts as an hour.
+const LONGEST_MICROS: u64 = 3_600_000_000;
+
+impl Percentile {
+    fn add(&mut self, now: Duration, span: Duration) {
+        let slot = slot_of(now, PERCENTILE_SLOT);
+        self.forget(slot);
+        if self.slots.back().is_none_or(|(newest, _)| *newest != slot)
+            && let Ok(spread) = Spread::new_with_bounds(1, LONGEST_MICROS, 2)
+        {
+            self.slots.push_back((slot, spread));
+        }
+        let micros = u64::try_from(span.as_micros()).unwrap_or(LONGEST_MICROS);
+        if let Some((_, spread)) = self.slots.back_mut() {
+            spread.saturating_record(micros);
+        }
+    }
+
+    fn forget(&mut self, slot: u64) {
+        let kept = slots_in_window(PERCENTILE_SLOT);
+        while self.slots.front().is_some_and(|(oldest, _)| oldest + kept <= slot) {
+            self.slots.pop_front();
+        }
+    }
+
+    fn p95(&mut self, now: Duration) -> Duration {
+        self.forget(slot_of(now, PERCENTILE_SLOT));
+        let mut slots = self.slots.iter().map(|(_, spread)| spread);
+        let Some(mut all) = slots.next().cloned() else { return Duration::ZERO };
+        for spread in slots {
+            if all.add(spread).is_err() {
+                return Duration::ZERO;
+            }
+        }
+        Duration::from_micros(all.value_at_quantile(0.95))
+    }
+}
+
+fn slot_of(now: Duration, slot: Duration) -> u64 {
+    now.as_secs() / slot.as_secs()
+}
+
+fn slots_in_window(slot: Duration) -> u64 {
+    WINDOW.as_secs() / slot.as_secs()
+}
+
+#[expect(clippy::float_arithmetic, reason = "a unit for operators; no money is computed")]
+fn millis(span: Duration) -> f64 {
+    span.as_secs_f64() * 1000.0
+}
+
+/// The log could not be set up.
+#[derive(Debug, thiserror::Error)]
+#[error("the log could not be set up: {0}")]
+pub struct LogFailed(String);
+
+/// Sends the process's log to stderr. Call it once.
+///
+/// # Errors
+/// When the filter is not valid, or the log was set up before.
+pub fn start_log(log: &Log) -> Result<(), LogFailed> {
+    let filter: tracing_subscriber::EnvFilter =
+        log.level.parse().map_err(|error| LogFailed(format!("{error}")))?;
+    let pretty = match log.format {
+        LogFormat::Pretty => true,
+        LogFormat::Json => false,
+        LogFormat::Auto => std::io::stderr().is_terminal(),
+    };
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let started = if pretty {
+        builder.with_ansi(false).compact().try_init()
+    } else {
+        builder.json().flatten_event(true).with_span_list(false).try_init()
+    };
+    started.map_err(|error| LogFailed(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_share_forgets_what_is_older_than_the_window() {
+        let mut ratio = Ratio::default();
+        assert_eq!(ratio.share(at(0)), None);
+        ratio.add(at(0), true);
+        ratio.add(at(200), false);
+        assert_eq!(ratio.share(at(200)), Some(0.5));
+        assert_eq!(ratio.share(at(300)), Some(0.0));
+        assert_eq!(ratio.share(at(510)), None);
+    }
+
+    #[test]
+    fn a_percentile_forgets_what_is_older_than_the_window() {
+        let mut spans = Percentile::default();
+        for _ in 0..19 {
+            spans.add(at(0), Duration::from_millis(10));
+        }
+        spans.add(at(1), Duration::from_secs(2));
+        spans.add(at(1), Duration::from_secs(2));
+        assert!(spans.p95(at(2)) >= Duration::from_secs(2));
+        spans.add(at(250), Duration::from_millis(10));
+        assert!(spans.p95(at(310)) < Duration::from_millis(11));
+        assert_eq!(spans.p95(at(900)), Duration::ZERO);
+    }
+
+    #[test]
+    fn counters_are_named_with_their_suffix() {
+        let text = in_classic_format(
+            "# HELP a_b Words here.\n# TYPE a_b counter\na_b_total 1\n# HELP c D.\n# TYPE c gauge\nc 1\n",
+        );
+        assert_eq!(
+            text,
+            "# HELP a_b_total Words here.\n# TYPE a_b_total counter\na_b_total 1\n# HELP c D.\n# TYPE c gauge\nc 1\n"
+        );
+    }
+}
