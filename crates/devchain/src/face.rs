@@ -888,6 +888,7 @@ fn play(body: Bytes, delivery: Delivery) -> Body {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "this is where faults are played in real time")]
 async fn pause(time: Duration) {
     if !time.is_zero() {
         tokio::time::sleep(time).await;

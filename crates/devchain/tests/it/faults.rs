@@ -86,6 +86,7 @@ async fn bodies_are_cut_at_the_connection_or_in_the_json() {
 }
 
 #[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "the real clock of a client that gives up")]
 async fn a_lost_response_was_carried_out_and_a_hung_one_was_not() {
     let (chain, face, rpc) = served(Config::default()).await;
     let send = |nonce| {
@@ -149,6 +150,7 @@ fn latency_is_reported_with_jitter_from_the_seed() {
 }
 
 #[tokio::test]
+#[expect(clippy::disallowed_methods, reason = "the real clock of a client that gives up")]
 async fn a_slow_answer_takes_its_time() {
     let (_chain, face, rpc) = served(Config::default()).await;
     face.set_faults(Faults { latency_ms: 60, ..Faults::default() });

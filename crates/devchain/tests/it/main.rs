@@ -1,9 +1,12 @@
 //! The development chain as its clients see it: over HTTP, checked by code that does not come from it.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic, in its helpers too")]
+
 mod client;
 mod faults;
 mod methods;
 mod reorgs;
+mod speed;
 mod tokens;
 mod truth;
 mod verify;

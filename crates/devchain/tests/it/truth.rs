@@ -153,7 +153,7 @@ fn the_base_fee_follows_the_gas_used() {
 
 #[test]
 fn a_block_takes_what_fits_and_the_rest_waits() {
-    let chain = Devchain::new(Config { gas_limit: 300_000, ..Config::default() });
+    let chain = Devchain::new(Config { gas_limit: 200_000, ..Config::default() });
     let hashes: Vec<_> = (0..5)
         .map(|index| chain.send_token(CONTRACTS.dollar, index, payee(1), dollars(1)).unwrap())
         .collect();
