@@ -61,9 +61,13 @@ impl Block {
         mut header: Header,
         transactions: Vec<Arc<Transaction>>,
         receipts: Vec<Receipt>,
+        opaque_receipts_root: bool,
     ) -> Self {
         header.transactions_root = transactions_root(&transactions);
         header.receipts_root = receipts_root(&receipts);
+        if opaque_receipts_root {
+            header.receipts_root = keccak256(header.receipts_root);
+        }
         header.logs_bloom =
             receipts.iter().fold(Bloom::ZERO, |bloom, receipt| bloom | receipt.envelope.bloom());
         header.withdrawals_root = Some(EMPTY_ROOT_HASH);
@@ -193,6 +197,7 @@ impl Block {
         parent: Option<B256>,
         keep_transactions: bool,
         extra: Vec<(Arc<Transaction>, Receipt)>,
+        opaque_receipts_root: bool,
     ) -> Self {
         let mut header = self.header.clone();
         if let Some(parent) = parent {
@@ -216,7 +221,7 @@ impl Block {
             receipts.push(receipt);
         }
         header.gas_used = receipts.last().map_or(0, |receipt| receipt.envelope.cumulative_gas_used());
-        Self::seal(header, transactions, receipts)
+        Self::seal(header, transactions, receipts, opaque_receipts_root)
     }
 }
 

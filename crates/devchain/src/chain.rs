@@ -66,6 +66,9 @@ pub struct Config {
     pub finalized_lag: u64,
     /// For how many blocks states are kept.
     pub history: u64,
+    /// Headers commit to their receipts in a way that cannot be recomputed from the receipts alone, as on
+    /// several real chains: there, receipts prove nothing.
+    pub opaque_receipts_root: bool,
 }
 
 impl Default for Config {
@@ -84,6 +87,7 @@ impl Default for Config {
             safe_lag: 4,
             finalized_lag: 8,
             history: 256,
+            opaque_receipts_root: false,
         }
     }
 }
@@ -535,7 +539,7 @@ impl Inner {
             extra_data: Bytes::from_static(b"devchain"),
             ..Header::default()
         };
-        let block = Arc::new(Block::seal(header, Vec::new(), Vec::new()));
+        let block = Arc::new(Block::seal(header, Vec::new(), Vec::new(), config.opaque_receipts_root));
         let (heads, _) = watch::channel(head_of(&block));
         let mut inner = Self {
             config,
@@ -600,7 +604,7 @@ impl Inner {
         let body = self.execute(&header, queue);
         header.gas_used = body.gas_used;
         header.state_root = body.state.root();
-        let block = Block::seal(header, body.transactions, body.receipts);
+        let block = Block::seal(header, body.transactions, body.receipts, self.config.opaque_receipts_root);
         self.append(Arc::new(block), body.state);
     }
 
@@ -803,8 +807,9 @@ impl Inner {
         if tx.gas_limit() > self.config.gas_limit {
             return Err(Refusal::ExceedsBlockGasLimit);
         }
-        if tx.gas_limit() < PLAIN_TRANSFER_GAS {
-            return Err(Refusal::IntrinsicGasTooLow { gas: tx.gas_limit(), minimum: PLAIN_TRANSFER_GAS });
+        let minimum = execute::minimum_gas(&tx);
+        if tx.gas_limit() < minimum {
+            return Err(Refusal::IntrinsicGasTooLow { gas: tx.gas_limit(), minimum });
         }
         if tx.max_priority_fee_per_gas().is_some_and(|tip| tip > tx.max_fee_per_gas()) {
             return Err(Refusal::TipAboveFeeCap);

@@ -14,6 +14,7 @@ use revm::context::either::Either;
 use revm::context::result::{EVMError, ExecutionResult, HaltReason, InvalidTransaction};
 use revm::context::transaction::AccessList;
 use revm::context::{BlockEnv, Context, TxEnv};
+use revm::context_interface::cfg::GasParams;
 use revm::handler::MainnetContext;
 use revm::primitives::eip4844::BLOB_BASE_FEE_UPDATE_FRACTION_PRAGUE;
 use revm::primitives::hardfork::SpecId;
@@ -132,6 +133,13 @@ pub(crate) fn call(
         ..TxEnv::default()
     })?;
     Ok(executed.result)
+}
+
+/// The least gas limit with which a transaction is valid: its intrinsic cost, or the floor that EIP-7623
+/// puts under calldata.
+pub(crate) fn minimum_gas(tx: &Recovered<TxEnvelope>) -> u64 {
+    let gas = GasParams::new_spec(SpecId::PRAGUE).initial_tx_gas_for_tx(signed(tx), None);
+    gas.initial_regular_gas().max(gas.floor_gas)
 }
 
 fn environment(header: &Header) -> BlockEnv {

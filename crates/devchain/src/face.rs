@@ -408,7 +408,7 @@ impl Provider {
                 extra.push((tx, receipt));
             }
         }
-        truth.forged(parent, keep, extra)
+        truth.forged(parent, keep, extra, inner.config.opaque_receipts_root)
     }
 
     /// A transaction that was never sent, rightly signed by the forger, and a receipt that suits it.

@@ -58,6 +58,10 @@ pub struct Faults {
     pub lag_jitter: u64,
     /// Knows no block above this height.
     pub stuck_at: Option<u64>,
+    /// `eth_getLogs` finds nothing yet in this many of the newest visible blocks: the log index lags.
+    pub logs_lag: u64,
+    /// Receipts are not there yet (`null`) for this many of the newest visible blocks.
+    pub receipts_lag: u64,
     /// Follows the branch that ends in this block, also if the chain has dropped it.
     pub follow: Option<B256>,
     /// The chain id to claim.
@@ -86,6 +90,8 @@ pub struct Faults {
     pub forge_logs: Vec<ForgedLog>,
     /// Logs whose amount is changed.
     pub alter_amounts: Vec<AlteredAmount>,
+    /// Every log is told twice.
+    pub duplicate_logs: bool,
     /// Added to the log index of every log.
     pub shift_log_index: Option<u64>,
     /// Where these lies are told.
@@ -326,6 +332,9 @@ impl Faults {
                 content_type,
                 lag,
                 lag_jitter,
+                logs_lag,
+                receipts_lag,
+                duplicate_logs,
                 stuck_at,
                 follow,
                 chain_id,

@@ -57,7 +57,7 @@ pub enum Refusal {
     IntrinsicGasTooLow {
         /// Gas limit of the transaction.
         gas: u64,
-        /// What a plain transfer costs.
+        /// What its bytes cost.
         minimum: u64,
     },
     /// A tip above the maximum fee.

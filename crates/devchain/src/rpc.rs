@@ -293,7 +293,7 @@ impl View<'_> {
     // Receipts.
 
     fn block_receipts(&self, id: BlockId) -> Answer {
-        let Some(block) = self.find(id) else { return raw(&()) };
+        let Some(block) = self.find(id).filter(|block| self.has_receipts(block)) else { return raw(&()) };
         match self.faults.receipts {
             Some(ReceiptsLie::Empty) => return raw::<[(); 0]>(&[]),
             Some(ReceiptsLie::Null) => return raw(&()),
@@ -307,11 +307,18 @@ impl View<'_> {
     }
 
     fn transaction_receipt(&self, hash: &TxHash) -> Answer {
-        let Some((block, index)) = self.locate(hash) else { return raw(&()) };
+        let Some((block, index)) = self.locate(hash).filter(|(block, _)| self.has_receipts(block)) else {
+            return raw(&());
+        };
         if matches!(self.faults.receipts, Some(ReceiptsLie::Empty | ReceiptsLie::Null)) {
             return raw(&());
         }
         raw(&self.told_receipts(block).into_iter().nth(index))
+    }
+
+    /// A node may know a block before it has its receipts.
+    fn has_receipts(&self, block: &Block) -> bool {
+        self.head.saturating_sub(block.number()) >= self.faults.receipts_lag
     }
 
     fn told_receipts(&self, block: &Block) -> Vec<rpc::TransactionReceipt> {
@@ -384,7 +391,8 @@ impl View<'_> {
     fn matching_logs(&self, filter: &rpc::Filter, from: u64, to: u64) -> Result<Vec<rpc::Log>, RpcError> {
         let lies = self.lies_in_logs();
         let mut logs = Vec::new();
-        for block in (from..=to).filter_map(|number| self.block(number)) {
+        let indexed = self.head.saturating_add(1).saturating_sub(self.faults.logs_lag);
+        for block in (from..=to).filter(|n| *n < indexed).filter_map(|number| self.block(number)) {
             if !lies && !filter.matches_bloom(block.header().logs_bloom) {
                 continue;
             }
@@ -414,6 +422,7 @@ impl View<'_> {
             || !faults.forge_logs.is_empty()
             || !faults.alter_amounts.is_empty()
             || faults.shift_log_index.is_some()
+            || faults.duplicate_logs
     }
 
     /// All logs of a block as this provider tells them.
@@ -432,6 +441,9 @@ impl View<'_> {
             let position = block.position(&hash).and_then(|index| u64::try_from(index).ok());
             let log = token::transfer_log(forged.token, forged.from, forged.to, forged.value);
             logs.push(block.rpc_log(log, hash, position.unwrap_or_default(), log_index));
+        }
+        if self.faults.duplicate_logs {
+            logs = logs.into_iter().flat_map(|log| [log.clone(), log]).collect();
         }
         if let Some(shift) = self.faults.shift_log_index {
             for log in &mut logs {

@@ -388,6 +388,25 @@ async fn forged_and_altered_logs_do_not_fit_the_roots() {
 }
 
 #[tokio::test]
+async fn an_index_may_lag_behind_its_own_node_and_logs_may_come_twice() {
+    let (chain, face, rpc) = with_payments().await;
+    let hash = chain.block(2).unwrap().hash();
+    for (lag, found) in [(1, true), (2, false)] {
+        face.set_faults(Faults { logs_lag: lag, ..Faults::default() });
+        assert_eq!(height(&rpc).await, 3);
+        assert_eq!(rpc.logs_at(hash).await.len(), if found { 3 } else { 0 });
+        assert_eq!(rpc.receipts(hash).await.unwrap().len(), 3);
+        face.set_faults(Faults { receipts_lag: lag, ..Faults::default() });
+        assert_eq!(rpc.receipts(hash).await.is_some(), found);
+        assert_eq!(rpc.logs_at(hash).await.len(), 3);
+    }
+    face.set_faults(Faults { duplicate_logs: true, ..Faults::default() });
+    let logs = rpc.logs_at(hash).await;
+    assert_eq!(logs.len(), 6);
+    assert_eq!(logs[0], logs[1]);
+}
+
+#[tokio::test]
 async fn receipts_can_be_missing_short_or_inverted() {
     let (_chain, face, rpc) = with_payments().await;
     let block = rpc.block(2).await.unwrap();

@@ -83,6 +83,8 @@ async fn sends_are_refused_in_the_words_of_a_node() {
     assert!(send(rich.raw).await.starts_with("insufficient funds for gas * price + value: balance "));
     let starved = chain.sign(0, Draft { gas_limit: Some(20_000), ..draft.clone() }).unwrap();
     assert_eq!(send(starved.raw).await, "intrinsic gas too low: gas 20000, minimum needed 21000");
+    let heavy = chain.sign(0, Draft { data: Bytes::from(vec![1; 100]), ..draft.clone() }).unwrap();
+    assert_eq!(send(heavy.raw).await, "intrinsic gas too low: gas 21000, minimum needed 25000");
     let huge = chain.sign(0, Draft { gas_limit: Some(60_000_001), ..draft.clone() }).unwrap();
     assert_eq!(send(huge.raw).await, "exceeds block gas limit");
     let odd = Draft { max_fee_per_gas: Some(1), max_priority_fee_per_gas: Some(2), ..draft.clone() };

@@ -1,7 +1,12 @@
 //! Blocks whose every commitment holds.
 
-use alloy_consensus::EMPTY_ROOT_HASH;
-use alloy_primitives::{Address, B256, U256, keccak256};
+use alloy_consensus::{
+    EMPTY_ROOT_HASH, SignableTransaction, TxEip2930, TxEip7702, TxLegacy, TypedTransaction,
+};
+use alloy_eips::eip2718::Encodable2718;
+use alloy_eips::eip2930::{AccessList, AccessListItem};
+use alloy_eips::eip7702::Authorization;
+use alloy_primitives::{Address, B256, Bytes, U256, keccak256};
 use alloy_rpc_types_eth as rpc;
 use alloy_trie::proof::verify_proof;
 use alloy_trie::{Nibbles, TrieAccount};
@@ -202,4 +207,61 @@ async fn old_states_answer_within_the_history_and_are_refused_beyond() {
     // Bodies stay.
     let receipts: Value = rpc.result("eth_getBlockReceipts", json!(["0x1"])).await;
     assert_eq!(receipts.as_array().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn all_kinds_of_transactions_fit_the_roots() {
+    let (chain, _face, rpc) = served(Config::default()).await;
+    let chain_id = chain.config().chain_id;
+    let sign = |index: usize, tx: TypedTransaction| {
+        let signature = chain.account(index).sign_digest(&tx.signature_hash());
+        tx.into_envelope(signature).encoded_2718()
+    };
+    let (gas_limit, gas_price, to, value) = (30_000, 5_000_000_000, payee(1).into(), U256::from(1));
+    let legacy =
+        |chain_id| TxLegacy { chain_id, nonce: 0, gas_price, gas_limit, to, value, ..Default::default() };
+    let access_list = AccessList(vec![AccessListItem { address: payee(3), storage_keys: vec![B256::ZERO] }]);
+    let authority = chain.account(9);
+    let delegation = Authorization { chain_id: U256::from(chain_id), address: CONTRACTS.wallet, nonce: 0 };
+    let signature = authority.sign_digest(&delegation.signature_hash());
+    let transactions: Vec<TypedTransaction> = vec![
+        legacy(None).into(),
+        legacy(Some(chain_id)).into(),
+        TxEip2930 { chain_id, gas_price, gas_limit, to, value, access_list, ..Default::default() }.into(),
+        TxEip7702 {
+            chain_id,
+            gas_limit: 100_000,
+            max_fee_per_gas: gas_price,
+            to: payee(1),
+            value,
+            authorization_list: vec![delegation.into_signed(signature)],
+            ..Default::default()
+        }
+        .into(),
+    ];
+    for (index, tx) in transactions.into_iter().enumerate() {
+        chain.send_raw(&sign(index, tx)).unwrap();
+    }
+    chain.send_native(8, payee(1), value).unwrap();
+    chain.mine();
+    let block = rpc.block(1).await.unwrap();
+    let receipts = rpc.receipts(block.header.hash).await.unwrap();
+    assert_eq!(verify::block(&block, &receipts), Ok(()));
+    let types: Vec<u8> = receipts.iter().map(|receipt| receipt.transaction_type() as u8).collect();
+    assert_eq!(types, [0, 0, 1, 4, 2]);
+    assert_eq!(chain.balance(payee(1)), U256::from(5));
+    // EIP-7702: the account now runs the wallet's code.
+    let code: Bytes = rpc.get("eth_getCode", json!([authority.address(), "latest"])).await;
+    assert_eq!(code[..3], [0xef, 0x01, 0x00]);
+    assert_eq!(code[3..], CONTRACTS.wallet[..]);
+}
+
+#[tokio::test]
+async fn on_some_chains_receipts_prove_nothing() {
+    let (chain, _face, rpc) = served(Config { opaque_receipts_root: true, ..Config::default() }).await;
+    busy_block(&chain);
+    let block = rpc.block(1).await.unwrap();
+    let receipts = rpc.receipts(block.header.hash).await.unwrap();
+    assert_eq!(block.header.inner.hash_slow(), block.header.hash);
+    assert_eq!(verify::block(&block, &receipts), Err("receipts root"));
 }
