@@ -680,7 +680,7 @@ impl Inner {
     }
 
     fn forget_old_states(&mut self, head: u64) {
-        let oldest = head.saturating_sub(self.config.history.max(1));
+        let oldest = head.saturating_add(1).saturating_sub(self.config.history.max(1));
         while let Some(entry) = self.kept.first_entry() {
             if *entry.key() >= oldest {
                 break;
@@ -697,7 +697,9 @@ impl Inner {
 
     fn reorg(&mut self, reorg: &Reorg) -> Result<Reorged, ChainError> {
         let head = self.head().number();
-        let limit = head.min(self.config.history.saturating_sub(1));
+        // A branch can only start where the state is still known; after shorter branches that may be close.
+        let oldest = self.kept.keys().next().copied().unwrap_or(head);
+        let limit = head.saturating_sub(oldest);
         if reorg.depth > limit {
             return Err(ChainError::TooDeep { depth: reorg.depth, limit });
         }

@@ -1,10 +1,13 @@
 //! Reorganisations, seen through the truth and through faces.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use alloy_primitives::{B256, TxHash, U256};
-use devchain::token::CONTRACTS;
+use alloy_primitives::{Address, B256, TxHash, U256};
+use alloy_rpc_types_eth::Filter;
+use devchain::token::{CONTRACTS, TRANSFER_EVENT};
 use devchain::{ChainError, Config, Devchain, Faults, Reorg, Replay};
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use serde_json::{Value, json};
 
 use crate::{dollars, payee, served, verify};
@@ -160,4 +163,84 @@ async fn a_face_may_stay_on_the_branch_that_was_dropped() {
     assert_eq!(rpc.receipts(chain.head().hash).await, None);
     face.heal();
     assert!(rpc.receipts(chain.head().hash).await.is_some());
+}
+
+/// What must hold whatever happened.
+fn check_books(chain: &Devchain, payees: &[Address]) {
+    let mut parent = B256::ZERO;
+    let mut time = 0;
+    let mut seen = BTreeSet::new();
+    let mut sent: BTreeMap<Address, u64> = BTreeMap::new();
+    for number in 0..=chain.head().number {
+        let block = chain.block(number).unwrap();
+        assert_eq!(block.header().hash_slow(), block.hash());
+        assert_eq!((block.number(), block.header().parent_hash), (number, parent));
+        assert!(block.timestamp() > time);
+        for (index, tx) in block.transactions().iter().enumerate() {
+            assert!(seen.insert(*tx.tx_hash()), "a transaction is in two blocks");
+            let (found, at) = chain.locate(*tx.tx_hash()).unwrap();
+            assert_eq!((found.hash(), at), (block.hash(), index));
+            *sent.entry(tx.signer()).or_default() += 1;
+        }
+        (parent, time) = (block.hash(), block.timestamp());
+    }
+    assert_eq!(parent, chain.head().hash);
+    assert!(chain.pending().iter().all(|hash| !seen.contains(hash) && chain.locate(*hash).is_none()));
+
+    let accounts: Vec<Address> = chain.accounts().iter().map(|account| account.address()).collect();
+    for account in &accounts {
+        assert_eq!(chain.nonce(*account), sent.get(account).copied().unwrap_or_default());
+    }
+    for payee in payees {
+        let filter =
+            Filter::new().address(CONTRACTS.dollar).event_signature(TRANSFER_EVENT).topic2(payee.into_word());
+        let told: U256 = chain
+            .logs(0, u64::MAX, &filter)
+            .iter()
+            .map(|log| U256::from_be_slice(&log.inner.data.data))
+            .sum();
+        assert_eq!(chain.token_balance(CONTRACTS.dollar, *payee), told);
+    }
+    let holders = accounts.iter().chain(payees).chain([&CONTRACTS.wallet]);
+    let held: U256 = holders.map(|holder| chain.token_balance(CONTRACTS.dollar, *holder)).sum();
+    assert_eq!(held, chain.config().token_balance * U256::from(accounts.len() + 1));
+}
+
+#[test]
+fn any_sequence_of_sends_blocks_and_reorganisations_keeps_the_books() {
+    let payees: Vec<Address> = (1..4).map(payee).collect();
+    for seed in 0..4 {
+        let chain = Devchain::new(Config { seed, accounts: 4, history: 12, ..Config::default() });
+        let mut chance = StdRng::seed_from_u64(seed);
+        let mut reorgs = 0;
+        for _ in 0..120 {
+            match chance.random_range(0..10) {
+                0..5 => {
+                    let (from, to) = (chance.random_range(0..4), payees[chance.random_range(0..3)]);
+                    let value = dollars(chance.random_range(1..9));
+                    // An account whose earlier transaction was lost has a gap; refusals are fine too.
+                    let _ = chain.send_token(CONTRACTS.dollar, from, to, value);
+                }
+                5..8 => {
+                    chain.mine();
+                }
+                _ => {
+                    let all = chain.pending();
+                    let replay = match chance.random_range(0..5) {
+                        0 => Replay::All,
+                        1 => Replay::Shuffled,
+                        2 => Replay::Nothing,
+                        3 => Replay::Pool,
+                        _ => Replay::Only(all.into_iter().step_by(2).collect()),
+                    };
+                    let depth = chance.random_range(0..8);
+                    let new_length = chance.random_range(0..9);
+                    reorgs += usize::from(chain.reorg_with(Reorg { depth, new_length, replay }).is_ok());
+                }
+            }
+            check_books(&chain, &payees);
+        }
+        assert!(reorgs > 5, "seed {seed}: {reorgs}");
+        assert!(chain.head().number > 5, "seed {seed}");
+    }
 }
