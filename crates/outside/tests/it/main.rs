@@ -1,3 +1,10 @@
 //! What `outside` promises, held against hostile others on loopback.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod guard;
+mod hostile;
 mod http;
+mod manual;
+mod target;
+mod tls;
