@@ -30,7 +30,7 @@ pub use block::{ProvenBlock, Recipients, Watch};
 pub use error::RpcError;
 pub use evidence::{Evidence, EvidenceError, VerifiedTransfer, Voter, verify};
 pub use profile::{ChainProfile, RootMode};
-pub use provider::{Disagreement, FaultKind, LatencySummary, ProviderSetup, ProviderState, ProviderStatus};
+pub use provider::{Disagreement, FaultKind, ProviderSetup, ProviderState, ProviderStatus};
 pub use quorum::InvalidQuorum;
 pub use reader::{
     ChainReader, Progress, ReaderSetup, RoundCounts, Stall, StallKind, StallReason, WrongChains,

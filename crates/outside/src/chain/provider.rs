@@ -8,6 +8,7 @@
 //! and the proofs deal with that, and report the faults they found here.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,7 +23,11 @@ use serde_json::value::RawValue;
 use super::error::RpcError;
 use super::rpc::{Call, Rpc};
 use super::wire::decode_quantity;
-use crate::guard::deadline::within;
+use crate::guard::breaker::BreakerRules;
+use crate::guard::latency::Percentiles;
+use crate::guard::rate::Rate;
+use crate::guard::retry::{Judged, RetryPolicy, Verdict};
+use crate::guard::{Guard, GuardError, GuardPolicy};
 
 const BREAKER: BreakerPolicy =
     BreakerPolicy { trip_after: 5, pause: Duration::from_secs(1), pause_cap: Duration::from_secs(60) };
@@ -32,6 +37,9 @@ const RETRY: Backoff =
 const SUSPICION: Duration = Duration::from_secs(600);
 /// Before a provider has shown how fast it is, it is taken to be this fast.
 const UNKNOWN_LATENCY: Duration = Duration::from_millis(100);
+/// Nobody is hurried more than this.
+const LEAST_PATIENCE: Duration = Duration::from_millis(10);
+const LATENCY_WINDOW: Duration = Duration::from_secs(300);
 
 /// What is needed to ask a provider.
 #[derive(Clone)]
@@ -158,19 +166,6 @@ impl ProviderState {
     }
 }
 
-/// How long calls took, over the last few hundred.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct LatencySummary {
-    /// Calls in the summary.
-    pub calls: u64,
-    /// Half took at most this long.
-    pub p50: Duration,
-    /// 95 of 100 took at most this long.
-    pub p95: Duration,
-    /// 99 of 100 took at most this long.
-    pub p99: Duration,
-}
-
 /// Everything we know of a provider, for people and metrics.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ProviderStatus {
@@ -184,8 +179,8 @@ pub struct ProviderStatus {
     pub head: Option<u64>,
     /// When it last answered well.
     pub answered_at: Option<Timestamp>,
-    /// Latencies.
-    pub latency: LatencySummary,
+    /// How long calls took lately; none if there were none.
+    pub latency: Option<Percentiles>,
     /// Calls made.
     pub calls: u64,
     /// Calls that ended without an answer, or were not made, by class ([`RpcError::class`]).
@@ -196,36 +191,6 @@ pub struct ProviderStatus {
     pub last_disagreement: Option<Disagreement>,
     /// The longest range of blocks it serves logs for, as far as it told us.
     pub range_cap: Option<u64>,
-}
-
-/// The last calls' durations, in a ring.
-#[derive(Debug, Default)]
-struct Latencies {
-    ring: Vec<Duration>,
-    next: usize,
-}
-
-impl Latencies {
-    const KEPT: usize = 256;
-
-    fn add(&mut self, span: Duration) {
-        if self.ring.len() < Self::KEPT {
-            self.ring.push(span);
-        } else {
-            self.ring[self.next] = span;
-        }
-        self.next = (self.next + 1) % Self::KEPT;
-    }
-
-    fn summary(&self) -> LatencySummary {
-        let mut sorted = self.ring.clone();
-        sorted.sort_unstable();
-        let at = |percent: usize| match sorted.len() {
-            0 => Duration::ZERO,
-            len => sorted[(len * percent).div_ceil(100).saturating_sub(1)],
-        };
-        LatencySummary { calls: sorted.len() as u64, p50: at(50), p95: at(95), p99: at(99) }
-    }
 }
 
 /// Whether the endpoint serves our chain.
@@ -239,28 +204,23 @@ enum Membership {
 
 #[derive(Debug, Default)]
 struct Known {
-    breaker: Breaker,
-    under_way: u32,
-    resting_until: Option<Timestamp>,
     membership: Membership,
     head: Option<u64>,
     answered_at: Option<Timestamp>,
-    latencies: Latencies,
+    resting_until: Option<Timestamp>,
     calls: u64,
     failures: BTreeMap<&'static str, u64>,
     faults: BTreeMap<FaultKind, u64>,
     last_disagreement: Option<Disagreement>,
     range_cap: Option<u64>,
     unsupported: Vec<&'static str>,
-    /// GCRA: the theoretical arrival time of the next call, on the monotonic clock.
-    next_arrival: Duration,
 }
 
 /// A provider at work. See the module.
 pub struct Provider {
     setup: ProviderSetup,
     clock: Arc<dyn Clock>,
-    chance: Chance,
+    guard: Guard,
     known: Mutex<Known>,
 }
 
@@ -270,13 +230,19 @@ impl std::fmt::Debug for Provider {
     }
 }
 
-/// A call's place; given back when the call ends or is dropped.
-struct Place<'a>(&'a Provider);
+/// A failure that says something about the endpoint, as the guard judges it.
+struct Failure {
+    error: RpcError,
+    may_repeat: bool,
+}
 
-impl Drop for Place<'_> {
-    fn drop(&mut self) {
-        let mut known = self.0.known();
-        known.under_way = known.under_way.saturating_sub(1);
+impl Judged for Failure {
+    fn verdict(&self) -> Verdict {
+        let wish = match self.error {
+            RpcError::RateLimited { retry_after } => retry_after,
+            _ => None,
+        };
+        Verdict { is_the_targets: true, may_retry: self.may_repeat && self.error.is_transient(), wish }
     }
 }
 
@@ -284,7 +250,18 @@ impl Provider {
     /// A provider that has not been asked anything yet.
     #[must_use]
     pub fn new(setup: ProviderSetup, clock: Arc<dyn Clock>, chance: Chance) -> Self {
-        Self { setup, clock, chance, known: Mutex::default() }
+        let rate = setup.calls_per_second.and_then(NonZeroU32::new);
+        let policy = GuardPolicy {
+            rate: rate.map(|calls| Rate::new(calls, Duration::from_secs(1), calls)),
+            breaker: BreakerRules { policy: BREAKER, share: None, most: setup.places },
+            deadline: setup.timeout,
+            retry: RetryPolicy { attempts: 2, backoff: RETRY },
+            retry_percent: 10,
+            retry_reserve: 10,
+            latency_window: LATENCY_WINDOW,
+        };
+        let guard = Guard::new(&policy, Arc::clone(&clock), chance);
+        Self { setup, clock, guard, known: Mutex::default() }
     }
 
     /// Its name.
@@ -311,115 +288,79 @@ impl Provider {
     pub async fn ask<T>(
         &self,
         call: Call,
-        decode: impl FnOnce(&RawValue) -> Result<T, RpcError>,
+        decode: impl Fn(&RawValue) -> Result<T, RpcError>,
     ) -> Result<T, RpcError> {
-        let place = self.admit(call.method)?;
-        let started = self.clock.monotonic();
         let method = call.method;
-        let answer = self.attempt(call).await;
-        let took = self.clock.monotonic().saturating_sub(started);
-        let outcome = answer.and_then(|raw| decode(&raw));
-        drop(place);
-        self.learn(method, &outcome.as_ref().map(|_| ()).map_err(|error| *error), took);
+        let outcome = match self.refusal(method) {
+            Some(refusal) => Err(refusal),
+            None => self.ask_guarded(call, decode).await,
+        };
+        self.learn(method, outcome.as_ref().err().copied());
         outcome
     }
 
-    /// Why no call may be made now, or a place for one.
-    fn admit(&self, method: &'static str) -> Result<Place<'_>, RpcError> {
-        let now = self.clock.now();
-        let arrival = self.clock.monotonic();
-        let mut known = self.known();
-        let refusal = if known.membership == Membership::OfAnotherChain {
-            Some(RpcError::Excluded)
-        } else if known.unsupported.contains(&method) {
-            Some(RpcError::Unsupported)
-        } else if known.resting_until.is_some_and(|until| now < until) {
-            Some(RpcError::RateLimited { retry_after: None })
-        } else if known.breaker.closed_until(now).is_some() {
-            Some(RpcError::BreakerOpen)
-        } else if known.under_way >= known.breaker.allowance(now, self.setup.places) {
-            Some(RpcError::Busy)
-        } else {
-            self.next_arrival(&known, arrival).err()
-        };
-        if let Some(refusal) = refusal {
-            *known.failures.entry(refusal.class()).or_insert(0) += 1;
-            return Err(refusal);
-        }
-        known.next_arrival = self.next_arrival(&known, arrival)?;
-        known.breaker = known.breaker.begin(now);
-        known.under_way = known.under_way.saturating_add(1);
-        known.calls = known.calls.saturating_add(1);
-        Ok(Place(self))
-    }
-
-    /// GCRA with a burst of one second's calls: when the next call is due if one is made at `now`.
-    fn next_arrival(&self, known: &Known, now: Duration) -> Result<Duration, RpcError> {
-        let Some(rate) = self.setup.calls_per_second else {
-            return Ok(Duration::ZERO);
-        };
-        let interval = Duration::from_secs(1) / rate.max(1);
-        let due = known.next_arrival.max(now).saturating_add(interval);
-        if due.saturating_sub(now) > Duration::from_secs(1) {
-            Err(RpcError::RateLimited { retry_after: None })
-        } else {
-            Ok(due)
-        }
-    }
-
-    async fn attempt(&self, call: Call) -> Result<Box<RawValue>, RpcError> {
-        let whole = call.deadline.min(self.setup.timeout);
-        let started = self.clock.monotonic();
-        let mut attempt = 1;
-        loop {
-            let left = whole.saturating_sub(self.clock.monotonic().saturating_sub(started));
-            let asked = self.setup.rpc.call(Call { deadline: left, ..call.clone() });
-            let outcome = within(self.clock.as_ref(), left, asked).await.unwrap_or(Err(RpcError::Timeout));
-            let again = matches!(outcome, Err(error) if error.is_transient()) && attempt < call.attempts;
-            let pause = RETRY.wait(attempt, &self.chance);
-            if !again || self.clock.monotonic().saturating_sub(started).saturating_add(pause) >= whole {
-                return outcome;
-            }
-            self.clock.sleep(pause).await;
-            attempt = attempt.saturating_add(1);
-        }
-    }
-
-    fn learn(&self, method: &'static str, outcome: &Result<(), RpcError>, took: Duration) {
-        let now = self.clock.now();
-        let mut known = self.known();
-        match outcome {
-            Ok(()) => {
-                known.answered_at = Some(now);
-                known.latencies.add(took);
-                known.breaker = known.breaker.succeeded(self.setup.places);
-            }
-            Err(error) => {
-                *known.failures.entry(error.class()).or_insert(0) += 1;
-                if error.counts_against_endpoint() {
-                    // A wait that was given up says at least that it was this long.
-                    if matches!(error, RpcError::Timeout) {
-                        known.latencies.add(took);
+    async fn ask_guarded<T>(
+        &self,
+        call: Call,
+        decode: impl Fn(&RawValue) -> Result<T, RpcError>,
+    ) -> Result<T, RpcError> {
+        let answer = self.guard.call(|attempt| {
+            let once = Call { deadline: attempt.remaining.min(call.deadline), ..call.clone() };
+            let (rpc, decode) = (&self.setup.rpc, &decode);
+            async move {
+                match rpc.call(once).await.and_then(|raw| decode(&raw)) {
+                    Err(error) if error.counts_against_endpoint() => {
+                        Err(Failure { error, may_repeat: call.repeatable })
                     }
-                    known.breaker = known.breaker.failed(now, &BREAKER, None);
-                } else {
-                    // It answered: what it said is about the question, not about its health.
-                    known.answered_at = Some(now);
-                    known.breaker = known.breaker.succeeded(self.setup.places);
+                    // An answer, if only that it has none: the endpoint is well.
+                    other => Ok(other),
                 }
-                self.learn_limits(&mut known, method, *error, now);
             }
+        });
+        match answer.await {
+            Ok(outcome) => outcome,
+            Err(GuardError::Failed(failure)) => Err(failure.error),
+            Err(GuardError::DeadlinePassed) => Err(RpcError::Timeout),
+            Err(GuardError::Throttled { .. }) => Err(RpcError::RateLimited { retry_after: None }),
+            Err(GuardError::Tripped { .. }) => Err(RpcError::BreakerOpen),
+            Err(GuardError::Full) => Err(RpcError::Busy),
         }
     }
 
-    fn learn_limits(&self, known: &mut Known, method: &'static str, error: RpcError, now: Timestamp) {
+    /// Why the endpoint is not asked this, whatever its health.
+    fn refusal(&self, method: &'static str) -> Option<RpcError> {
+        let now = self.clock.now();
+        let known = self.known();
+        match () {
+            () if known.membership == Membership::OfAnotherChain => Some(RpcError::Excluded),
+            () if known.unsupported.contains(&method) => Some(RpcError::Unsupported),
+            () if known.resting_until.is_some_and(|until| now < until) => {
+                Some(RpcError::RateLimited { retry_after: None })
+            }
+            () => None,
+        }
+    }
+
+    fn learn(&self, method: &'static str, error: Option<RpcError>) {
+        let now = self.clock.now();
+        let mut known = self.known();
+        known.calls = known.calls.saturating_add(1);
+        let Some(error) = error else {
+            known.answered_at = Some(now);
+            return;
+        };
+        *known.failures.entry(error.class()).or_insert(0) += 1;
         match error {
             RpcError::RateLimited { retry_after: Some(rest) } => known.resting_until = Some(now + rest),
             RpcError::RangeTooLarge { suggested: Some(span) } => {
                 known.range_cap = Some(known.range_cap.map_or(span, |cap| cap.min(span)));
             }
-            // Only methods that not every node offers; a parameter refused once is no lack for good.
-            RpcError::Unsupported if method == "eth_getBlockReceipts" => known.unsupported.push(method),
+            // Only what not every node offers: a refusal in passing must not silence a provider.
+            RpcError::Unsupported
+                if method == "eth_getBlockReceipts" && !known.unsupported.contains(&method) =>
+            {
+                known.unsupported.push(method);
+            }
             RpcError::Malformed(_) => {
                 *known.faults.entry(FaultKind::Malformed).or_insert(0) += 1;
                 known.last_disagreement = Some(Disagreement {
@@ -478,31 +419,33 @@ impl Provider {
     /// The order in which providers are asked for bodies: unsuspected first, then by speed.
     pub(super) fn rank(&self) -> (bool, Duration) {
         let now = self.clock.now();
-        let known = self.known();
-        let latency = known.latencies.summary();
-        (is_suspect(&known, now), if latency.calls == 0 { UNKNOWN_LATENCY } else { latency.p50 })
+        let suspect = is_suspect(&self.known(), now);
+        (suspect, self.guard.percentiles().map_or(UNKNOWN_LATENCY, |latency| latency.p50))
     }
 
     /// How long to wait for a body before another provider is asked as well: its p95, if it has shown
     /// one, else twice what its header took.
     pub(super) fn patience(&self, header_took: Duration) -> Duration {
-        let latency = self.known().latencies.summary();
-        let usual = if latency.calls >= 20 { latency.p95 } else { header_took.saturating_mul(2) };
-        usual.clamp(Duration::from_millis(10), self.setup.timeout)
+        let usual = match self.guard.percentiles() {
+            Some(latency) if latency.calls >= 20 => latency.p95,
+            _ => header_took.saturating_mul(2),
+        };
+        usual.max(LEAST_PATIENCE).min(self.setup.timeout)
     }
 
     /// Everything we know of it.
     #[must_use]
     pub fn status(&self) -> ProviderStatus {
         let now = self.clock.now();
+        let breaker = self.guard.state();
         let known = self.known();
         let state = if known.membership == Membership::OfAnotherChain {
             ProviderState::Excluded
-        } else if let Some(until) = known.breaker.closed_until(now) {
+        } else if let Some(until) = breaker.closed_until(now) {
             ProviderState::Tripped(until)
         } else if let Some(until) = known.resting_until.filter(|until| now < *until) {
             ProviderState::Resting(until)
-        } else if matches!(known.breaker, Breaker::Probing { .. } | Breaker::Tripped { .. }) {
+        } else if matches!(breaker, Breaker::Probing { .. } | Breaker::Tripped { .. }) {
             ProviderState::Probing
         } else if is_suspect(&known, now) {
             ProviderState::Suspect
@@ -515,7 +458,7 @@ impl Provider {
             state,
             head: known.head,
             answered_at: known.answered_at,
-            latency: known.latencies.summary(),
+            latency: self.guard.percentiles(),
             calls: known.calls,
             failures: known.failures.clone(),
             faults: known.faults.clone(),

@@ -657,7 +657,7 @@ impl Inner {
     /// All providers, best first.
     fn by_rank(&self) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.providers.len()).collect();
-        order.sort_by_key(|provider| self.providers[*provider].rank());
+        order.sort_by_cached_key(|provider| self.providers[*provider].rank());
         order
     }
 

@@ -38,8 +38,8 @@ pub struct Call {
     pub deadline: Duration,
     /// No larger answer is read, in bytes.
     pub max_bytes: usize,
-    /// How often it may be sent, the first time included, while failures are transient.
-    pub attempts: u32,
+    /// Whether it may be sent again after a failure that may have come after its delivery.
+    pub repeatable: bool,
 }
 
 impl Call {
@@ -52,7 +52,13 @@ impl Call {
     /// [`super::provider::Provider`] need not know.
     #[must_use]
     pub fn new(method: &'static str, params: impl Into<String>) -> Self {
-        Self { method, params: params.into(), deadline: Duration::MAX, max_bytes: Self::SMALL, attempts: 2 }
+        Self {
+            method,
+            params: params.into(),
+            deadline: Duration::MAX,
+            max_bytes: Self::SMALL,
+            repeatable: true,
+        }
     }
 
     /// The same with room for a whole block.
