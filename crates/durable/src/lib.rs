@@ -6,4 +6,5 @@
 //!
 //! Deliberately absent: HTTP, RPC, and the name of any feature. SQL is spelt here and nowhere else.
 
+pub mod engine;
 pub mod store;

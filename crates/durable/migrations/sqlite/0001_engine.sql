@@ -50,6 +50,7 @@ create table dead_letter (
 ) without rowid;
 
 create index dead_letter_died on dead_letter (died_at);
+create index dead_letter_kind on dead_letter (kind, died_at);
 
 -- One row per run of the process: what it leased is released when it no longer beats.
 create table incarnation (

@@ -30,6 +30,9 @@ pub(super) const QUEUE: usize = 4096;
 /// keeps its size: overwriting allocated blocks syncs faster than growing a file.
 const CHECKPOINT_PAGES: u32 = 4000;
 
+/// How often a group waits for the write lock (five seconds each) before it is refused.
+const BEGINS: u32 = 6;
+
 /// A queued write whose types are forgotten.
 pub(super) trait Pending: Send {
     /// Runs the function; answers whether it accepted. May be called again.
@@ -162,6 +165,17 @@ impl Board {
     }
 }
 
+/// Makes a panic of the writer itself known as the failure of the store.
+struct EndOfThread(Arc<Board>);
+
+impl Drop for EndOfThread {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail(&StoreError::Failed("the writer panicked".into()));
+        }
+    }
+}
+
 /// The owner of the writing connection.
 pub(super) struct Committer {
     tx: Tx,
@@ -192,6 +206,7 @@ impl Committer {
 
     /// Serves the queue until it is closed and empty.
     pub(super) fn serve(mut self, mut queue: mpsc::Receiver<Box<dyn Pending>>) {
+        let _guard = EndOfThread(Arc::clone(&self.board));
         let mut batch = Vec::with_capacity(BATCH);
         while queue.blocking_recv_many(&mut batch, BATCH) > 0 {
             let verdict = self.commit(&mut batch);
@@ -207,20 +222,36 @@ impl Committer {
         self.board.check()?;
         let verdict = self.run_and_commit(batch);
         match &verdict {
-            Ok(()) => self.board.tell(self.tx.announced()),
-            Err(StoreError::Busy) => tracing::warn!("another process holds the write lock of the store"),
+            Ok(()) => {
+                self.tx.take_afterwards().run();
+                self.board.tell(self.tx.announced());
+            }
+            Err(StoreError::Busy) => tracing::error!("gave up waiting for another process's write"),
             Err(error) => self.board.fail(error),
         }
         verdict
     }
 
     fn run_and_commit(&mut self, batch: &mut [Box<dyn Pending>]) -> Result<(), StoreError> {
-        self.tx.begin()?;
+        self.begin()?;
         // From here on, no error but a function's own is ordinary.
         self.run_all(batch).and_then(|()| self.sync(batch.len())).map_err(|error| match error {
             failed @ StoreError::Failed(_) => failed,
             other => StoreError::Failed(other.to_string().into()),
         })
+    }
+
+    /// Waits for another process's write, but not for ever.
+    fn begin(&mut self) -> Result<(), StoreError> {
+        let mut begun = self.tx.begin();
+        for _ in 1..BEGINS {
+            if begun != Err(StoreError::Busy) {
+                break;
+            }
+            tracing::warn!("another process holds the write lock of the store");
+            begun = self.tx.begin();
+        }
+        begun
     }
 
     fn run_all(&mut self, batch: &mut [Box<dyn Pending>]) -> Result<(), StoreError> {
@@ -261,7 +292,11 @@ impl Committer {
     /// Runs one function; answers whether it refused and yet wrote.
     fn run_leaves_traces(&mut self, pending: &mut Box<dyn Pending>) -> Result<bool, StoreError> {
         self.tx.turn_to(self.clock.now());
+        let planned = self.tx.afterwards_planned();
         let accepted = pending.run(&mut self.tx);
+        if !accepted {
+            self.tx.forget_afterwards(planned);
+        }
         match self.tx.broken() {
             Some(failure) => Err(failure),
             None => Ok(!accepted && self.tx.wrote()),

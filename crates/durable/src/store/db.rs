@@ -299,7 +299,6 @@ macro_rules! text_columns {
         }
     )+};
 }
-#[expect(unused_imports, reason = "the files of the nouns use it")]
 pub(crate) use text_columns;
 text_columns!(
     domain::money::Amount,
@@ -408,7 +407,30 @@ pub struct Tx {
     wrote: Cell<bool>,
     broken: RefCell<Option<StoreError>>,
     announced: [bool; Topic::COUNT],
+    afterwards: Afterwards,
     wal_pages: Arc<AtomicU32>,
+}
+
+/// What is to be done once the transaction is durable.
+#[derive(Default)]
+pub(super) struct Afterwards(Vec<Box<dyn FnOnce() + Send>>);
+
+impl Afterwards {
+    /// Does it all.
+    pub(super) fn run(self) {
+        for task in self.0 {
+            // What is committed is committed, whatever a counter makes of it.
+            if std::panic::catch_unwind(std::panic::AssertUnwindSafe(task)).is_err() {
+                tracing::error!("something to be done after a commit panicked");
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for Afterwards {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Afterwards({})", self.0.len())
+    }
 }
 
 impl Tx {
@@ -431,6 +453,12 @@ impl Tx {
         if let Some(flag) = self.announced.get_mut(topic.index()) {
             *flag = true;
         }
+    }
+
+    /// Does `task` once this transaction is durable, exactly once, however often the function is run; never if
+    /// the function refuses or the commit fails. For counters: it runs on the writer's thread and must be short.
+    pub fn after_commit(&mut self, task: impl FnOnce() + Send + 'static) {
+        self.afterwards.0.push(Box::new(task));
     }
 
     /// The store's source of chance, for new ids.
@@ -514,6 +542,7 @@ impl Tx {
             wrote: Cell::new(false),
             broken: RefCell::new(None),
             announced: [false; Topic::COUNT],
+            afterwards: Afterwards::default(),
             wal_pages,
         })
     }
@@ -521,6 +550,7 @@ impl Tx {
     /// Starts a transaction that holds the write lock.
     pub(super) fn begin(&mut self) -> Result<(), StoreError> {
         self.announced = [false; Topic::COUNT];
+        self.afterwards.0.clear();
         self.control("begin immediate")
     }
 
@@ -568,6 +598,21 @@ impl Tx {
     /// The failure of the disk that some statement met.
     pub(super) fn broken(&self) -> Option<StoreError> {
         self.broken.borrow().clone()
+    }
+
+    /// How much is to be done after the commit so far.
+    pub(super) fn afterwards_planned(&self) -> usize {
+        self.afterwards.0.len()
+    }
+
+    /// Forgets what a function that refused wanted done.
+    pub(super) fn forget_afterwards(&mut self, planned_before: usize) {
+        self.afterwards.0.truncate(planned_before);
+    }
+
+    /// What is to be done after the commit.
+    pub(super) fn take_afterwards(&mut self) -> Afterwards {
+        std::mem::take(&mut self.afterwards)
     }
 
     /// What was announced since [`Tx::begin`].

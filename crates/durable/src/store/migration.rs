@@ -31,6 +31,7 @@ macro_rules! migrations {
 /// All of them, in order. A new file gets a new line.
 pub(super) const SQLITE: &[Migration] = migrations![
     1 "0001_engine",
+    2 "0002_money",
 ];
 
 /// Who may change the schema.

@@ -27,7 +27,14 @@ mod error;
 mod migration;
 
 pub mod api_key;
+pub mod block;
+pub mod claim;
+pub mod delivery;
+pub mod endpoint;
+pub mod event;
 pub mod idempotency;
+pub mod invoice;
+pub mod payment;
 pub mod secret;
 
 use committer::{Board, Committer, Pending, QUEUE, Request};
@@ -90,7 +97,7 @@ struct Inner {
 
 enum Writer {
     Thread { queue: Option<mpsc::Sender<Box<dyn Pending>>>, thread: Option<JoinHandle<()>> },
-    Inline(Mutex<Committer>),
+    Inline(Box<Mutex<Committer>>),
 }
 
 impl Store {
@@ -295,7 +302,7 @@ impl std::fmt::Debug for Store {
 impl Writer {
     fn start(committer: Committer, threading: Threading) -> Result<Self, StoreError> {
         match threading {
-            Threading::Inline => Ok(Self::Inline(Mutex::new(committer))),
+            Threading::Inline => Ok(Self::Inline(Box::new(Mutex::new(committer)))),
             Threading::Threads => {
                 let (queue, requests) = mpsc::channel(QUEUE);
                 let thread = std::thread::Builder::new()
