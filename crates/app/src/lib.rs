@@ -3,5 +3,11 @@
 //! Guarantees: features meet only through events; what is configured, spoken over HTTP, printed or measured is
 //! named in one place each. Deliberately absent: SQL text, raw network clients, and rules that could be pure.
 
+pub mod compose;
 pub mod config;
+pub mod features;
+pub mod ledger;
+pub mod reactions;
+pub mod reading;
 pub mod telemetry;
+pub mod view;

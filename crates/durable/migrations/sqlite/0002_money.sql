@@ -78,7 +78,7 @@ create table payment (
 ) without rowid;
 create unique index payment_transfer on payment (chain, tx, ordinal);
 -- those that can still advance or vanish
-create index payment_moving on payment (chain, block_number) where stage in ('detected', 'confirmed');
+create index payment_moving on payment (chain, block_number, id) where stage in ('detected', 'confirmed');
 create index payment_block on payment (chain, block_hash);
 create index payment_invoice on payment (invoice_id, id) where invoice_id is not null;
 create index payment_unmatched on payment (recipient, chain, asset) where invoice_id is null;
@@ -209,6 +209,7 @@ create index delivery_lane on delivery (lane, event_position) where state in ('q
 create index delivery_endpoint on delivery (endpoint_id, event_position);
 create index delivery_dead on delivery (finished_at, id) where state = 'dead';
 create index delivery_event on delivery (event_position);
+create index delivery_finished on delivery (finished_at, state) where finished_at is not null;
 
 -- Every attempt, append-only.
 create table delivery_attempt (
@@ -222,4 +223,12 @@ create table delivery_attempt (
     outcome     text   not null,
     detail      text,
     primary key (delivery_id, number)
+) without rowid;
+
+-- What happens seldom and must be counted exactly; changed in the transaction of what is counted.
+create table counter (
+    name  text   not null,
+    label text   not null,
+    value bigint not null,
+    primary key (name, label)
 ) without rowid;

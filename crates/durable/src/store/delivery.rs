@@ -177,7 +177,7 @@ pub fn find(query: &impl Query, id: DeliveryId) -> Result<Option<DeliveryRow>, S
 pub fn lane_is_busy(query: &impl Query, lane: Lane) -> Result<bool, StoreError> {
     Ok(query
         .query_opt(
-            "select 1 from delivery where lane = $1 and state in ('queued', 'pending') limit 1",
+            "select 1 from delivery where lane = $1 and state in ('queued', 'pending') and replayed = 0 limit 1",
             params![lane.0],
             |row| row.get::<i64>(0),
         )?
@@ -281,6 +281,18 @@ pub fn list_dead(
 /// The store's.
 pub fn count_dead(query: &impl Query) -> Result<u64, StoreError> {
     query.query_one("select count(*) from delivery where state = 'dead'", params![], |row| row.get(0))
+}
+
+/// How many deliveries ended in each state at or after `since`.
+///
+/// # Errors
+/// The store's.
+pub fn count_finished(query: &impl Query, since: Timestamp) -> Result<Vec<(DeliveryState, u64)>, StoreError> {
+    query.query(
+        "select state, count(*) from delivery where finished_at is not null and finished_at >= $1 group by state",
+        params![since],
+        |row| Ok((row.get(0)?, row.get(1)?)),
+    )
 }
 
 fn read(row: &Row<'_>) -> Result<DeliveryRow, StoreError> {

@@ -1,40 +1,15 @@
 //! Webhook endpoints as rows: where merchants want to be told, and with which secret.
 //!
 //! A deleted endpoint stays as a row without being listed, so that its past deliveries still have a name. Secrets
-//! leave this file only towards the signer; they are redacted from `Debug`.
-
-use std::fmt;
+//! are shown by no `Debug`.
 
 use domain::event::{EventType, Subscription};
 use domain::id::EndpointId;
 use domain::time::Timestamp;
 
+use super::secret::SecretBytes;
 use super::{Query, Row, StoreError, Tx};
 use crate::params;
-
-/// A signing secret, redacted wherever it could be printed.
-#[derive(Clone, PartialEq, Eq)]
-pub struct SigningSecret(Vec<u8>);
-
-impl SigningSecret {
-    /// From its bytes.
-    #[must_use]
-    pub fn new(bytes: Vec<u8>) -> Self {
-        Self(bytes)
-    }
-
-    /// Its bytes, for the signer.
-    #[must_use]
-    pub fn expose(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl fmt::Debug for SigningSecret {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("SigningSecret(…)")
-    }
-}
 
 /// An endpoint as stored.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,9 +23,9 @@ pub struct EndpointRow {
     /// The merchant's own words.
     pub description: Option<String>,
     /// Signs every delivery.
-    pub secret: SigningSecret,
+    pub secret: SecretBytes,
     /// After a rotation: signs too, until the time beside it.
-    pub old_secret: Option<(SigningSecret, Timestamp)>,
+    pub old_secret: Option<(SecretBytes, Timestamp)>,
     /// Why it is no longer delivered to, if it is not.
     pub disabled: Option<String>,
     /// When it was made.
@@ -76,7 +51,7 @@ const COLUMNS: &str = "id, url, event_types, description, secret, old_secret, ol
 pub fn insert(tx: &mut Tx, row: &EndpointRow) -> Result<(), StoreError> {
     tx.execute(
         "insert into endpoint (id, url, event_types, description, secret, created_at) values ($1, $2, $3, $4, $5, $6)",
-        params![row.id, row.url, spell(&row.subscriptions), row.description, row.secret.0, row.created_at],
+        params![row.id, row.url, spell(&row.subscriptions), row.description, row.secret.expose(), row.created_at],
     )?;
     Ok(())
 }
@@ -95,8 +70,8 @@ pub fn save(tx: &mut Tx, row: &EndpointRow) -> Result<(), StoreError> {
             row.url,
             spell(&row.subscriptions),
             row.description,
-            row.secret.0,
-            old.map(|(secret, _)| &secret.0),
+            row.secret.expose(),
+            old.map(|(secret, _)| secret.expose()),
             old.map(|(_, until)| *until),
             row.disabled,
             row.deleted_at,
@@ -142,8 +117,8 @@ fn read(row: &Row<'_>) -> Result<EndpointRow, StoreError> {
             })
             .collect::<Result<_, _>>()?,
         description: row.get(3)?,
-        secret: SigningSecret(row.get(4)?),
-        old_secret: old_secret.map(SigningSecret).zip(row.get(6)?),
+        secret: SecretBytes::from(row.get::<Vec<u8>>(4)?),
+        old_secret: old_secret.map(SecretBytes::from).zip(row.get(6)?),
         disabled: row.get(7)?,
         created_at: row.get(8)?,
         deleted_at: row.get(9)?,

@@ -29,6 +29,7 @@ mod migration;
 pub mod api_key;
 pub mod block;
 pub mod claim;
+pub mod counter;
 pub mod delivery;
 pub mod endpoint;
 pub mod event;

@@ -255,36 +255,28 @@ pub fn list(
     }
 }
 
-/// Payments of a chain that can advance to confirmed or final at these heights: those at or below the head
-/// that have not come as far as they may. Oldest block first, at most `limit`.
+/// Payments of a chain that may have come further at these heights, in the order of their blocks: those not yet
+/// confirmed, and those confirmed at or below the finalized height. At most `limit` of them after `after`.
 ///
 /// # Errors
 /// The store's.
-pub fn list_advancing(
+pub fn list_moving(
     query: &impl Query,
     chain: ChainId,
     heights: Heights,
+    after: Option<(u64, PaymentId)>,
     limit: u32,
 ) -> Result<Vec<PaymentRow>, StoreError> {
-    let moving = query.query(
+    let (number, id) = after.unwrap_or((0, PaymentId::from_bytes([0; 16])));
+    query.query(
         &format!(
             "select {COLUMNS} from payment where chain = $1 and stage in ('detected', 'confirmed') \
-             and (stage = 'detected' or block_number <= $2) and block_number <= $3 order by block_number limit $4"
+             and (stage = 'detected' or block_number <= $2) and block_number <= $3 \
+             and (block_number, id) > ($4, $5) order by block_number, id limit $6"
         ),
-        params![
-            chain,
-            heights.finalized,
-            heights.head,
-            limit,
-        ],
+        params![chain, heights.finalized, heights.head, number, id, limit],
         read,
-    )?;
-    let advances = |row: &PaymentRow| match row.stage {
-        Stage::Detected => row.confirmations.reached(row.transfer.block.number, heights),
-        Stage::Confirmed => row.transfer.block.number <= heights.finalized,
-        Stage::Reverted | Stage::Final => false,
-    };
-    Ok(moving.into_iter().filter(advances).collect())
+    )
 }
 
 /// Payments in blocks above `ancestor`, which a reorg took away.
@@ -385,6 +377,7 @@ fn read_matching(row: &Row<'_>) -> Result<Matching, StoreError> {
         }
         ("no_invoice", None) => Ok(Matching::Unmatched(Unmatched::NoInvoice)),
         ("other_payer", None) => Ok(Matching::Unmatched(Unmatched::OtherPayer)),
+        ("too_large", None) => Ok(Matching::Unmatched(Unmatched::TooLarge)),
         _ => Err(StoreError::damaged("a payment's matching and its invoice disagree")),
     }
 }

@@ -1,0 +1,474 @@
+//! Watching a chain: proven blocks → payments → invoices, and the cursor with them.
+//!
+//! Guarantees: effects, events, evidence and cursor move in one transaction; the cursor passes a block only when it is proven;
+//! a reorg, also one that happened while nobody looked, withdraws exactly what it took away; a contradiction of finality stops
+//! settling and not observing. What cannot be concluded now is a stall with reasons, and is asked again; it is never
+//! an answer.
+//!
+//! Deliberately absent: how a block is proven (`outside::chain`), and what a payment does to an invoice
+//! (`crate::ledger`).
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use domain::chain::{BlockRef, ChainId, Confirmations, EvidenceLevel, Heights};
+use domain::event::EventType;
+use domain::time::Timestamp;
+use durable::engine::{AfterCrash, Attempt, Next, Recording, Trouble, Work};
+use durable::store::block::{self, ChainCursor};
+use durable::store::claim::{self, ClaimRow};
+use durable::store::{Query, ReadOnly, StoreError, Tx, counter, payment};
+use outside::chain::{ChainReader, Progress, ProviderStatus, Stall, StallKind, Watch as Watched};
+use serde::{Deserialize, Serialize};
+
+use crate::config::ChainConfig;
+use crate::ledger::{self, LedgerError};
+use crate::reactions;
+use crate::reading::{self, ReadBlock};
+use crate::telemetry::{QuorumOutcome, Telemetry};
+
+/// Blocks read in one step while catching up.
+const BLOCKS_AT_ONCE: usize = 32;
+/// Blocks kept below the head at least, and at most.
+const RING_LEAST: u64 = 256;
+const RING_MOST: u32 = 4096;
+/// A provider's fault is told of at most this often.
+const FAULT_EVERY: Duration = Duration::from_secs(600);
+
+/// The counter of transfers that were counted before, by where they came from again.
+pub const DUPLICATES: &str = "duplicate_events_dropped_total";
+
+/// The work of watching one chain; it comes back by itself for ever.
+pub struct Watch {
+    chains: BTreeMap<ChainId, (ChainReader, ChainConfig)>,
+    telemetry: Arc<Telemetry>,
+    told: Mutex<BTreeMap<(ChainId, String), Timestamp>>,
+}
+
+/// Which chain.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WatchInput {
+    /// The chain.
+    pub chain: ChainId,
+}
+
+/// What one look at a chain found.
+#[derive(Debug, Clone)]
+pub struct WatchFact {
+    found: Found,
+    faults: Vec<FaultData>,
+    confirmations: Confirmations,
+    lookback_blocks: u64,
+    poll: Duration,
+    telemetry: Arc<Telemetry>,
+}
+
+#[derive(Debug, Clone)]
+enum Found {
+    /// This process does not know the chain any more.
+    NotConfigured,
+    Idle(Heights),
+    Blocks(Vec<ReadBlock>, Heights),
+    Reorg(BlockRef, Heights),
+    Stalled {
+        kind: StallKind,
+        why: String,
+    },
+}
+
+/// What `provider.faulty` says.
+#[derive(Debug, Clone, Serialize)]
+struct FaultData {
+    chain: ChainId,
+    provider: String,
+    group: String,
+    fault: &'static str,
+    block: Option<u64>,
+    said: Option<String>,
+    agreed: Option<String>,
+}
+
+impl Watch {
+    /// Watches these chains.
+    #[must_use]
+    pub fn new(chains: BTreeMap<ChainId, (ChainReader, ChainConfig)>, telemetry: Arc<Telemetry>) -> Self {
+        Self { chains, telemetry, told: Mutex::default() }
+    }
+}
+
+impl Work for Watch {
+    const KIND: &'static str = "watch";
+    const AFTER_CRASH: AfterCrash = AfterCrash::Rerun;
+    type Input = WatchInput;
+    type Fact = WatchFact;
+
+    async fn perform(
+        &self,
+        input: &WatchInput,
+        _attempt: &Attempt,
+        store: &ReadOnly,
+    ) -> Result<WatchFact, Trouble> {
+        let Some((reader, config)) = self.chains.get(&input.chain) else {
+            return Ok(self.fact(Found::NotConfigured, Vec::new(), None));
+        };
+        let found = self.look(reader, config, store).await.map_err(unreadable)?;
+        let faults = self.new_faults(input.chain, &reader.providers());
+        Ok(self.fact(found, faults, Some(config)))
+    }
+
+    fn record(
+        recording: &mut Recording<'_>,
+        input: &WatchInput,
+        _attempt: &Attempt,
+        outcome: Result<&WatchFact, &Trouble>,
+    ) -> Result<Next, StoreError> {
+        let Ok(fact) = outcome else {
+            return Ok(Next::Released { at: recording.now() + Duration::from_secs(1) });
+        };
+        for fault in &fact.faults {
+            reactions::tell(recording, EventType::ProviderFaulty, fault)?;
+        }
+        let more = write(recording, input.chain, fact)?;
+        let wait = if more { Duration::ZERO } else { fact.poll };
+        Ok(match fact.found {
+            Found::NotConfigured => Next::Done,
+            _ => Next::Again { at: recording.now() + wait },
+        })
+    }
+}
+
+fn unreadable(error: StoreError) -> Trouble {
+    Trouble::Again { after: None, why: error.to_string() }
+}
+
+// ---- looking: outside any transaction ----
+
+impl Watch {
+    fn fact(&self, found: Found, faults: Vec<FaultData>, config: Option<&ChainConfig>) -> WatchFact {
+        WatchFact {
+            found,
+            faults,
+            confirmations: config.map_or(Confirmations::Finalized, |config| config.confirmations),
+            lookback_blocks: config.map_or(0, |config| config.lookback_blocks),
+            poll: config.map_or(Duration::from_secs(60), |config| config.poll),
+            telemetry: Arc::clone(&self.telemetry),
+        }
+    }
+
+    async fn look(
+        &self,
+        reader: &ChainReader,
+        config: &ChainConfig,
+        store: &ReadOnly,
+    ) -> Result<Found, StoreError> {
+        let chain = config.id;
+        let (ring, assets) = store
+            .read(move |query| {
+                Ok::<_, StoreError>((
+                    block::ring(query, chain, RING_MOST)?,
+                    block::list_watched_assets(query, chain)?,
+                ))
+            })
+            .await?;
+        let ring: Vec<BlockRef> = ring.iter().rev().map(|link| link.block).collect();
+        let watched = Watched::all(assets);
+        let progress = match ring.is_empty() {
+            true => self.begin(reader, config, &watched).await,
+            false => reader.poll(&ring, &watched, BLOCKS_AT_ONCE).await,
+        };
+        self.telemetry.quorum_round(chain, outcome_of(&progress));
+        match progress {
+            Ok(Progress::Idle { heights }) => Ok(Found::Idle(heights)),
+            Ok(Progress::Reorg { ancestor, heights }) => Ok(Found::Reorg(ancestor, heights)),
+            Ok(Progress::Blocks { blocks, heights }) => {
+                Ok(Found::Blocks(reading::prepare(store, blocks).await?, heights))
+            }
+            Err(stall) => {
+                let why = stall.to_string();
+                tracing::warn!(%chain, kind = stall.kind.as_str(), block = stall.block, why, "chain stalled");
+                Ok(Found::Stalled { kind: stall.kind, why })
+            }
+        }
+    }
+
+    /// The first block of a chain that was never read.
+    async fn begin(
+        &self,
+        reader: &ChainReader,
+        config: &ChainConfig,
+        watched: &Watched,
+    ) -> Result<Progress, Stall> {
+        let head = reader.head().await?;
+        let start = config.start_block.unwrap_or(head.saturating_sub(config.lookback_blocks));
+        if start > head {
+            return Ok(Progress::Idle { heights: Heights::default() });
+        }
+        let block = reader.read_block(start, watched).await?;
+        Ok(Progress::Blocks { blocks: vec![block], heights: Heights { head, ..Heights::default() } })
+    }
+
+    /// The faults that were not told of lately.
+    fn new_faults(&self, chain: ChainId, providers: &[ProviderStatus]) -> Vec<FaultData> {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut faults = Vec::new();
+        for provider in providers {
+            let Some(last) = &provider.last_disagreement else { continue };
+            let key = (chain, provider.name.clone());
+            let due = told.get(&key).is_none_or(|before| last.at.since(*before) >= FAULT_EVERY);
+            if !due {
+                continue;
+            }
+            told.insert(key, last.at);
+            faults.push(FaultData {
+                chain,
+                provider: provider.name.clone(),
+                group: provider.group.clone(),
+                fault: last.kind.as_str(),
+                block: last.block,
+                said: last.said.map(|hash| hash.to_string()),
+                agreed: last.agreed.map(|hash| hash.to_string()),
+            });
+        }
+        faults
+    }
+}
+
+fn outcome_of(progress: &Result<Progress, Stall>) -> QuorumOutcome {
+    match progress {
+        Ok(_) => QuorumOutcome::Agreed,
+        Err(stall) => match stall.kind {
+            StallKind::TooFewGroups => QuorumOutcome::NoQuorum,
+            StallKind::Behind | StallKind::Unsettled => QuorumOutcome::Agreed,
+            StallKind::NoAgreement | StallKind::NoValidBody | StallKind::ForkBelowRing => {
+                QuorumOutcome::Disagreed
+            }
+        },
+    }
+}
+
+// ---- writing: inside one transaction ----
+
+/// Writes what was found. Answers whether there is more to read at once.
+fn write(tx: &mut Tx, chain: ChainId, fact: &WatchFact) -> Result<bool, StoreError> {
+    match &fact.found {
+        Found::NotConfigured => Ok(false),
+        Found::Idle(heights) => {
+            if let Some(mut cursor) = block::find_cursor(tx, chain)? {
+                let changed = raise(&mut cursor, *heights) | restore(tx, &mut cursor)?;
+                if changed {
+                    settle(tx, &mut cursor, fact)?;
+                    block::save_cursor(tx, &cursor)?;
+                }
+            }
+            Ok(false)
+        }
+        Found::Blocks(blocks, heights) => {
+            for read in blocks {
+                apply(tx, chain, read, *heights, fact)?;
+            }
+            let reached = blocks.last().map_or(0, |read| read.link.block.number);
+            Ok(reached < heights.head)
+        }
+        Found::Reorg(ancestor, heights) => {
+            withdraw(tx, chain, *ancestor, *heights, fact)?;
+            Ok(true)
+        }
+        Found::Stalled { kind, why } => {
+            stall(tx, chain, *kind, why)?;
+            Ok(false)
+        }
+    }
+}
+
+/// One proven block: its transfers, then what its height and its time settle or expire, then the cursor.
+fn apply(
+    tx: &mut Tx,
+    chain: ChainId,
+    read: &ReadBlock,
+    heights: Heights,
+    fact: &WatchFact,
+) -> Result<(), StoreError> {
+    let number = read.link.block.number;
+    let before = block::find_cursor(tx, chain)?;
+    // The snapshot this block was read on may be gone: only the block after the cursor, linked to it, is applied.
+    if before.as_ref().is_some_and(|cursor| cursor.block.hash != read.link.parent) {
+        return Ok(());
+    }
+    let mut cursor = before.unwrap_or_else(|| ChainCursor {
+        chain,
+        block: read.link.block,
+        time: read.link.time,
+        safe: 0,
+        finalized: 0,
+        level: read.level,
+        frozen: None,
+        stalled: None,
+        advanced_at: tx.now(),
+    });
+    block::insert(tx, chain, &read.link)?;
+    for dispute in &read.disputed {
+        open_claim(tx, dispute)?;
+    }
+    let applied = reading::apply(tx, chain, read, fact.confirmations)?;
+    if applied.duplicates > 0 {
+        counter::add(tx, DUPLICATES, "chain", applied.duplicates)?;
+    }
+    cursor.block = read.link.block;
+    cursor.time = read.link.time;
+    cursor.level = read.level;
+    cursor.advanced_at = tx.now();
+    raise(&mut cursor, Heights { head: number, ..heights });
+    restore(tx, &mut cursor)?;
+    settle(tx, &mut cursor, fact)?;
+    block::save_cursor(tx, &cursor)?;
+    prune(tx, &cursor, fact.lookback_blocks)
+}
+
+fn open_claim(tx: &mut Tx, dispute: &outside::chain::DisputedClaim) -> Result<(), StoreError> {
+    let row = ClaimRow {
+        transfer: dispute.transfer,
+        claimants: dispute.claimants.join(","),
+        opened_at: tx.now(),
+        closed_at: None,
+        verdict: None,
+    };
+    claim::open(tx, &row)
+}
+
+/// Raises the safe and finalized heights, never above the cursor and never down.
+fn raise(cursor: &mut ChainCursor, heights: Heights) -> bool {
+    let before = (cursor.safe, cursor.finalized);
+    cursor.safe = cursor.safe.max(heights.safe.min(cursor.block.number));
+    cursor.finalized = cursor.finalized.max(heights.finalized.min(cursor.block.number));
+    before != (cursor.safe, cursor.finalized)
+}
+
+/// Confirms, finalizes and expires what the cursor allows, unless settling is frozen. A contradiction in our own
+/// books freezes it.
+fn settle(tx: &mut Tx, cursor: &mut ChainCursor, fact: &WatchFact) -> Result<(), StoreError> {
+    if cursor.frozen.is_some() {
+        return Ok(());
+    }
+    let settled = ledger::advance(tx, cursor.chain, cursor.heights())
+        .and_then(|settled| ledger::expire(tx, cursor.chain, cursor.time).map(|_| settled));
+    match settled {
+        Ok(settled) => {
+            let (telemetry, chain) = (Arc::clone(&fact.telemetry), cursor.chain);
+            if !settled.latencies.is_empty() {
+                tx.after_commit(move || {
+                    settled.latencies.iter().for_each(|latency| telemetry.invoice_verified(chain, *latency));
+                });
+            }
+            Ok(())
+        }
+        Err(LedgerError::Store(error)) => Err(error),
+        Err(LedgerError::Refused(refusal)) => freeze(tx, cursor, &refusal.to_string()),
+    }
+}
+
+#[derive(Serialize)]
+struct FrozenData<'a> {
+    chain: ChainId,
+    reason: &'a str,
+}
+
+fn freeze(tx: &mut Tx, cursor: &mut ChainCursor, reason: &str) -> Result<(), StoreError> {
+    if cursor.frozen.is_some() {
+        return Ok(());
+    }
+    tracing::error!(chain = %cursor.chain, reason, "settling is frozen on this chain");
+    cursor.frozen = Some(reason.to_owned());
+    reactions::tell(tx, EventType::SettlementFrozen, &FrozenData { chain: cursor.chain, reason })
+}
+
+/// Goes back to the ancestor. What had been final above it stays as it was, and settling freezes: the
+/// chain has broken its own word, and a person has to look.
+fn withdraw(
+    tx: &mut Tx,
+    chain: ChainId,
+    ancestor: BlockRef,
+    heights: Heights,
+    fact: &WatchFact,
+) -> Result<(), StoreError> {
+    let Some(mut cursor) = block::find_cursor(tx, chain)? else { return Ok(()) };
+    let Some(link) = block::find(tx, chain, ancestor.number)?.filter(|link| link.block == ancestor) else {
+        return Ok(());
+    };
+    let depth = cursor.block.number.saturating_sub(ancestor.number);
+    if ancestor.number < cursor.finalized || payment::finalized_above(tx, chain, ancestor.number)?.is_some() {
+        let reason = format!("a finalized block was replaced: the chain forked at block {}", ancestor.number);
+        freeze(tx, &mut cursor, &reason)?;
+        cursor.finalized = cursor.finalized.min(ancestor.number);
+    }
+    match ledger::revert_above(tx, chain, ancestor.number) {
+        Ok(withdrawn) => tracing::warn!(%chain, ancestor = ancestor.number, depth, withdrawn, "reorg"),
+        Err(LedgerError::Store(error)) => return Err(error),
+        Err(LedgerError::Refused(refusal)) => freeze(tx, &mut cursor, &refusal.to_string())?,
+    }
+    block::remove_above(tx, chain, ancestor.number)?;
+    cursor.block = ancestor;
+    cursor.time = link.time;
+    cursor.safe = cursor.safe.min(ancestor.number);
+    cursor.advanced_at = tx.now();
+    raise(&mut cursor, heights);
+    restore(tx, &mut cursor)?;
+    block::save_cursor(tx, &cursor)?;
+    let telemetry = Arc::clone(&fact.telemetry);
+    tx.after_commit(move || telemetry.reorg(chain, depth));
+    Ok(())
+}
+
+#[derive(Serialize)]
+struct QuorumData<'a> {
+    chain: ChainId,
+    last_processed_block: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'a str>,
+}
+
+/// Remembers why nothing could be concluded. Being behind is no loss of quorum.
+fn stall(tx: &mut Tx, chain: ChainId, kind: StallKind, why: &str) -> Result<(), StoreError> {
+    let Some(mut cursor) = block::find_cursor(tx, chain)? else { return Ok(()) };
+    if matches!(kind, StallKind::Behind | StallKind::Unsettled) || cursor.stalled.as_deref() == Some(why) {
+        return Ok(());
+    }
+    if cursor.stalled.is_none() {
+        let data = QuorumData { chain, last_processed_block: cursor.block.number, reason: Some(why) };
+        reactions::tell(tx, EventType::QuorumLost, &data)?;
+    }
+    cursor.stalled = Some(why.to_owned());
+    cursor.level = EvidenceLevel::Degraded;
+    block::save_cursor(tx, &cursor)
+}
+
+/// Answers whether the chain had been stalled.
+fn restore(tx: &mut Tx, cursor: &mut ChainCursor) -> Result<bool, StoreError> {
+    if cursor.stalled.take().is_none() {
+        return Ok(false);
+    }
+    let data = QuorumData { chain: cursor.chain, last_processed_block: cursor.block.number, reason: None };
+    reactions::tell(tx, EventType::QuorumRestored, &data)?;
+    Ok(true)
+}
+
+/// Forgets blocks far below finality and sightings below the look-back.
+fn prune(tx: &mut Tx, cursor: &ChainCursor, lookback_blocks: u64) -> Result<(), StoreError> {
+    let head = cursor.block.number;
+    let deep = head.saturating_sub(RING_LEAST);
+    let below = if cursor.finalized > 0 { deep.min(cursor.finalized) } else { deep };
+    let below = below.max(head.saturating_sub(u64::from(RING_MOST)));
+    block::prune(tx, cursor.chain, below, head.saturating_sub(lookback_blocks))
+}
+
+/// Lets settling go on after a person has looked.
+///
+/// # Errors
+/// The store's. Answers whether it had been frozen.
+pub fn thaw(tx: &mut Tx, chain: ChainId) -> Result<bool, StoreError> {
+    let Some(mut cursor) = block::find_cursor(tx, chain)? else { return Ok(false) };
+    let Some(reason) = cursor.frozen.take() else { return Ok(false) };
+    block::save_cursor(tx, &cursor)?;
+    reactions::tell(tx, EventType::SettlementThawed, &FrozenData { chain, reason: &reason })?;
+    Ok(true)
+}

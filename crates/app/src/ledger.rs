@@ -1,0 +1,368 @@
+//! The one place where a payment moves an invoice.
+//!
+//! Everything here runs inside one transaction: the payment's row, the invoice's sums, the event, its
+//! deliveries and (by the caller) the cursor change together or not at all. What to do is decided by `domain`; this
+//! file looks up, applies and writes down.
+//!
+//! Guarantees: a transfer is counted once, whatever is read again; a payment that vanishes is withdrawn exactly as far as it
+//! had come; a fact that an invoice refuses leaves no trace of itself.
+
+use std::time::Duration;
+
+use domain::chain::{ChainId, Confirmations, EvidenceLevel, Heights, Transfer};
+use domain::event::EventType;
+use domain::id::{InvoiceId, PaymentId};
+use domain::invoice::{Fact, Refusal};
+use domain::payment::{Match, Stage, Unmatched};
+use domain::time::Timestamp;
+use durable::store::invoice::{self, InvoiceRow};
+use durable::store::payment::{self, Matching, PaymentRow};
+use durable::store::{Query, StoreError, Tx, claim};
+
+use crate::reactions;
+use crate::view::{InvoiceEvent, InvoiceView, PaymentView};
+
+/// How many payments or invoices are looked at in one query.
+const PAGE: u32 = 500;
+
+/// A transfer as a proven block tells it, with what proves it.
+#[derive(Debug, Clone)]
+pub struct Sighted {
+    /// The transfer.
+    pub transfer: Transfer,
+    /// How it is known.
+    pub level: EvidenceLevel,
+    /// Its evidence, as kept.
+    pub evidence: Vec<u8>,
+}
+
+/// What became of a sighted transfer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seen {
+    /// It is a new payment.
+    New,
+    /// It had been reverted and is back, perhaps in another block.
+    Returned,
+    /// It is already counted; nothing was done.
+    Duplicate,
+}
+
+/// Why the ledger did not do what it was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LedgerError {
+    /// The store's reason.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The invoice's reason.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+/// What settling produced, for measuring.
+#[derive(Debug, Clone, Default)]
+pub struct Settled {
+    /// From the time of the block that held the last payment to the settlement, one span for each settled invoice.
+    pub latencies: Vec<Duration>,
+}
+
+/// Counts a transfer of a proven block: finds its invoice and moves it.
+///
+/// # Errors
+/// The store's. What an invoice refuses leaves the payment unmatched instead: no log may stop the
+/// reading of the others.
+pub fn see(tx: &mut Tx, sighted: &Sighted, confirmations: Confirmations) -> Result<Seen, StoreError> {
+    match payment::find_by_transfer(tx, &sighted.transfer.key)? {
+        None => {
+            let id = PaymentId::mint(tx.now(), tx.chance());
+            let row = PaymentRow {
+                id,
+                transfer: sighted.transfer,
+                stage: Stage::Detected,
+                level: sighted.level,
+                confirmations,
+                matching: Matching::Unmatched(Unmatched::NoInvoice),
+                late: false,
+                seen_at: tx.now(),
+                confirmed_at: None,
+            };
+            place(tx, row, Existing::No)?;
+            payment::save_evidence(tx, id, &sighted.evidence)?;
+            Ok(Seen::New)
+        }
+        Some(row) if row.stage == Stage::Reverted => {
+            let id = row.id;
+            let row = PaymentRow {
+                transfer: sighted.transfer,
+                stage: Stage::Detected,
+                level: sighted.level,
+                confirmed_at: None,
+                ..row
+            };
+            place(tx, row, Existing::Yes)?;
+            payment::save_evidence(tx, id, &sighted.evidence)?;
+            Ok(Seen::Returned)
+        }
+        Some(_) => Ok(Seen::Duplicate),
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Existing {
+    No,
+    Yes,
+}
+
+/// Matches a detected payment, moves its invoice, and writes both. A payment that a person assigned stays where it is.
+fn place(tx: &mut Tx, mut row: PaymentRow, existing: Existing) -> Result<(), StoreError> {
+    let kept = match row.matching {
+        Matching::Assigned(id) | Matching::Matched(id) if existing == Existing::Yes => Some(id),
+        _ => None,
+    };
+    let choice = match kept {
+        Some(id) => Match::Invoice(id),
+        None => decide(tx, &row.transfer)?,
+    };
+    let assigned = matches!(row.matching, Matching::Assigned(_));
+    let mut ambiguous = false;
+    match choice {
+        Match::Invoice(id) => {
+            let Some(mut invoice) = invoice::find(tx, id)? else {
+                return Err(StoreError::damaged("a payment's invoice is missing"));
+            };
+            row.matching = if assigned { Matching::Assigned(id) } else { Matching::Matched(id) };
+            row.confirmations = invoice.invoice.confirmations;
+            row.late = !assigned && invoice.invoice.would_be_late(row.transfer.time);
+            let seen = Fact::Seen { amount: row.transfer.amount, late: row.late };
+            match apply(tx, &mut invoice, seen, Some(&row)) {
+                Ok(()) => invoice::save(tx, &invoice)?,
+                Err(LedgerError::Store(error)) => return Err(error),
+                Err(LedgerError::Refused(_)) => {
+                    row.matching = Matching::Unmatched(Unmatched::TooLarge);
+                    row.late = false;
+                }
+            }
+        }
+        Match::Ambiguous(ids) => {
+            ambiguous = true;
+            row.matching = Matching::Ambiguous(ids);
+        }
+        Match::Unmatched(why) => row.matching = Matching::Unmatched(why),
+    }
+    match existing {
+        Existing::No => payment::insert(tx, &row)?,
+        Existing::Yes => payment::save(tx, &row)?,
+    }
+    if ambiguous { reactions::tell(tx, EventType::PaymentAmbiguous, &PaymentView::of(&row)) } else { Ok(()) }
+}
+
+fn decide(tx: &Tx, transfer: &Transfer) -> Result<Match, StoreError> {
+    let candidates = invoice::candidates(
+        tx,
+        transfer.key.chain,
+        &transfer.asset,
+        &transfer.recipient,
+        &transfer.payer,
+        transfer.amount,
+    )?;
+    Ok(candidates.decide(transfer))
+}
+
+/// Applies one fact to an invoice and tells of what follows. The caller saves the row.
+fn apply(
+    tx: &mut Tx,
+    row: &mut InvoiceRow,
+    fact: Fact,
+    payment: Option<&PaymentRow>,
+) -> Result<(), LedgerError> {
+    let (after, events) = row.invoice.observe(fact)?;
+    let mut sequence = row.invoice.sequence;
+    row.invoice = after;
+    if events.contains(&EventType::InvoiceSettled) {
+        row.settled_at = Some(tx.now());
+        row.settled_by = payment.map(|payment| payment.transfer.key.tx);
+    }
+    if events.is_empty() {
+        return Ok(());
+    }
+    let body = InvoiceEvent { invoice: InvoiceView::of(row), payment: payment.map(PaymentView::of) };
+    for kind in events {
+        sequence = sequence.saturating_add(1);
+        reactions::tell_of_invoice(tx, kind, row.invoice.id, sequence, &body)?;
+    }
+    Ok(())
+}
+
+/// Confirms and finalizes the payments of a chain that the heights allow. Payments that an open dispute could touch
+/// stay where they are.
+///
+/// # Errors
+/// The store's, or what an invoice refuses, which would be a contradiction in our own books.
+pub fn advance(tx: &mut Tx, chain: ChainId, heights: Heights) -> Result<Settled, LedgerError> {
+    let mut settled = Settled::default();
+    let disputes = !claim::list_open(tx, chain)?.is_empty();
+    let mut after = None;
+    loop {
+        let page = payment::list_moving(tx, chain, heights, after, PAGE)?;
+        let Some(last) = page.last() else { return Ok(settled) };
+        after = Some((last.transfer.block.number, last.id));
+        for row in page {
+            if disputes && claim::touches(tx, chain, &row.transfer.recipient)? {
+                continue;
+            }
+            advance_one(tx, row, heights, &mut settled)?;
+        }
+    }
+}
+
+fn advance_one(
+    tx: &mut Tx,
+    mut row: PaymentRow,
+    heights: Heights,
+    settled: &mut Settled,
+) -> Result<(), LedgerError> {
+    let number = row.transfer.block.number;
+    let amount = row.transfer.amount;
+    let late = row.late;
+    let mut facts = Vec::with_capacity(2);
+    if row.stage == Stage::Detected && row.confirmations.reached(number, heights) {
+        row.stage = Stage::Confirmed;
+        row.confirmed_at = Some(tx.now());
+        facts.push(Fact::Confirmed { amount, late });
+    }
+    if row.stage == Stage::Confirmed && heights.finalized > 0 && number <= heights.finalized {
+        row.stage = Stage::Final;
+        facts.push(Fact::Finalized { amount, late });
+    }
+    if facts.is_empty() {
+        return Ok(());
+    }
+    payment::save(tx, &row)?;
+    let Some(id) = row.matching.invoice() else { return Ok(()) };
+    let Some(mut invoice) = invoice::find(tx, id)? else {
+        return Err(StoreError::damaged("a payment's invoice is missing").into());
+    };
+    let settled_before = invoice.settled_at;
+    for fact in facts {
+        apply(tx, &mut invoice, fact, Some(&row))?;
+    }
+    if let (None, Some(at)) = (settled_before, invoice.settled_at) {
+        settled.latencies.push(at.since(row.transfer.time));
+    }
+    Ok(invoice::save(tx, &invoice)?)
+}
+
+/// Withdraws every payment in blocks above `ancestor`, which are no longer part of the chain. Payments that had been
+/// final stay as they are: whether finality was contradicted is for the caller to notice.
+///
+/// # Errors
+/// The store's, or a contradiction in our own books.
+pub fn revert_above(tx: &mut Tx, chain: ChainId, ancestor: u64) -> Result<usize, LedgerError> {
+    let withdrawn = payment::list_above(tx, chain, ancestor)?;
+    let count = withdrawn.len();
+    for mut row in withdrawn {
+        let fact = Fact::Reverted { amount: row.transfer.amount, late: row.late, stage: row.stage };
+        row.stage = Stage::Reverted;
+        row.confirmed_at = None;
+        payment::save(tx, &row)?;
+        if let Some(id) = row.matching.invoice()
+            && let Some(mut invoice) = invoice::find(tx, id)?
+        {
+            apply(tx, &mut invoice, fact, Some(&row))?;
+            invoice::save(tx, &invoice)?;
+        }
+    }
+    Ok(count)
+}
+
+/// Expires the invoices whose time is up by the chain's own proven time.
+///
+/// # Errors
+/// The store's, or a contradiction in our own books.
+pub fn expire(tx: &mut Tx, chain: ChainId, chain_time: Timestamp) -> Result<usize, LedgerError> {
+    let mut count = 0;
+    loop {
+        let due = invoice::list_expiring(tx, chain, chain_time, PAGE)?;
+        if due.is_empty() {
+            return Ok(count);
+        }
+        count += due.len();
+        for mut row in due {
+            apply(tx, &mut row, Fact::Expired, None)?;
+            invoice::save(tx, &row)?;
+        }
+    }
+}
+
+/// Withdraws an invoice.
+///
+/// # Errors
+/// What the invoice refuses, or the store.
+pub fn cancel(tx: &mut Tx, row: &mut InvoiceRow) -> Result<(), LedgerError> {
+    apply(tx, row, Fact::Canceled, None)?;
+    Ok(invoice::save(tx, row)?)
+}
+
+/// Gives a new invoice the earlier payments that nobody else can claim: those to a recipient of its own, or from the payer it names.
+///
+/// # Errors
+/// The store's, or what the invoice refuses.
+pub fn claim_earlier(tx: &mut Tx, id: InvoiceId) -> Result<(), LedgerError> {
+    let Some(row) = invoice::find(tx, id)? else { return Ok(()) };
+    let own = invoice::has_own_recipient(tx, &row.invoice)?;
+    let invoice = &row.invoice;
+    for payment in payment::list_unmatched_to(tx, invoice.chain, &invoice.asset, &invoice.recipient)? {
+        let from_payer = row.invoice.payer == Some(payment.transfer.payer);
+        if from_payer || (own && row.invoice.payer.is_none()) {
+            attach(tx, id, payment, Matching::Matched(id), false)?;
+        }
+    }
+    Ok(())
+}
+
+/// Attaches a payment that belongs to no invoice to one, with everything that has happened to it.
+///
+/// # Errors
+/// What the invoice refuses, or the store.
+pub fn attach(
+    tx: &mut Tx,
+    id: InvoiceId,
+    mut row: PaymentRow,
+    matching: Matching,
+    accept_late: bool,
+) -> Result<(), LedgerError> {
+    let Some(mut invoice) = invoice::find(tx, id)? else {
+        return Err(StoreError::NoRow.into());
+    };
+    let reached = row.stage;
+    row.matching = matching;
+    row.late = !accept_late && invoice.invoice.would_be_late(row.transfer.time);
+    let (amount, late) = (row.transfer.amount, row.late);
+    let facts = [
+        (Stage::Detected, Fact::Seen { amount, late }),
+        (Stage::Confirmed, Fact::Confirmed { amount, late }),
+        (Stage::Final, Fact::Finalized { amount, late }),
+    ];
+    for (stage, fact) in facts {
+        if stage <= reached {
+            row.stage = stage;
+            apply(tx, &mut invoice, fact, Some(&row))?;
+        }
+    }
+    payment::save(tx, &row)?;
+    Ok(invoice::save(tx, &invoice)?)
+}
+
+/// Takes a late payment of an invoice as if it had been made in time.
+///
+/// # Errors
+/// What the invoice refuses, or the store.
+pub fn accept_late(tx: &mut Tx, mut row: PaymentRow) -> Result<(), LedgerError> {
+    let Some(id) = row.matching.invoice() else { return Err(StoreError::NoRow.into()) };
+    let Some(mut invoice) = invoice::find(tx, id)? else { return Err(StoreError::NoRow.into()) };
+    let fact = Fact::LateAccepted { amount: row.transfer.amount, stage: row.stage };
+    row.late = false;
+    row.matching = Matching::Assigned(id);
+    apply(tx, &mut invoice, fact, Some(&row))?;
+    payment::save(tx, &row)?;
+    Ok(invoice::save(tx, &invoice)?)
+}

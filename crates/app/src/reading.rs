@@ -1,0 +1,98 @@
+//! From a proven block to what the ledger takes: whose transfers matter, and what proves them.
+//!
+//! Everything is prepared outside the transaction, from a snapshot. The transaction looks again at the recipients that were
+//! nobody's in that snapshot, so that an invoice made in between is not missed.
+
+use std::collections::BTreeSet;
+
+use domain::chain::{Address, BlockLink, EvidenceLevel, TransferKey};
+use durable::store::{Query, ReadOnly, StoreError, Tx, block, invoice};
+use outside::chain::{DisputedClaim, ProvenBlock};
+
+use crate::ledger::{self, Seen, Sighted};
+use crate::reactions;
+use domain::chain::{ChainId, Confirmations};
+
+/// A proven block, prepared for the ledger.
+#[derive(Debug, Clone)]
+pub struct ReadBlock {
+    /// Its place in the chain.
+    pub link: BlockLink,
+    /// How it is known.
+    pub level: EvidenceLevel,
+    /// Transfers to recipients of ours, with their evidence.
+    pub ours: Vec<Sighted>,
+    /// Recipients of watched assets that were nobody's.
+    pub strangers: BTreeSet<Address>,
+    /// Logs that some assert and others deny.
+    pub disputed: Vec<DisputedClaim>,
+}
+
+/// What applying a block did.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Applied {
+    /// Transfers that were counted before.
+    pub duplicates: u64,
+}
+
+/// Prepares proven blocks: finds whose transfers matter and collects their evidence.
+///
+/// # Errors
+/// The store's.
+pub async fn prepare(store: &ReadOnly, blocks: Vec<ProvenBlock>) -> Result<Vec<ReadBlock>, StoreError> {
+    store.read(move |query| blocks.into_iter().map(|block| prepare_one(query, &block)).collect()).await
+}
+
+fn prepare_one(query: &impl Query, block: &ProvenBlock) -> Result<ReadBlock, StoreError> {
+    let mut strangers = BTreeSet::new();
+    let mut keys: Vec<TransferKey> = Vec::new();
+    let mut known = BTreeSet::new();
+    for transfer in &block.transfers {
+        let recipient = transfer.recipient;
+        if known.contains(&recipient) || invoice::knows_recipient(query, transfer.key.chain, &recipient)? {
+            known.insert(recipient);
+            keys.push(transfer.key);
+        } else {
+            strangers.insert(recipient);
+        }
+    }
+    let ours = block
+        .evidence(&keys)
+        .into_iter()
+        .map(|evidence| {
+            let bytes = serde_json::to_vec(&evidence)
+                .map_err(|_| StoreError::damaged("evidence cannot be spelt as JSON"))?;
+            Ok(Sighted { transfer: evidence.transfer(), level: evidence.level(), evidence: bytes })
+        })
+        .collect::<Result<_, StoreError>>()?;
+    Ok(ReadBlock { link: block.link, level: block.level, ours, strangers, disputed: block.disputed.clone() })
+}
+
+/// Counts a block's transfers, and remembers whom else it paid. A stranger who has become ours meanwhile has the
+/// block read again.
+///
+/// # Errors
+/// The store's.
+pub fn apply(
+    tx: &mut Tx,
+    chain: ChainId,
+    read: &ReadBlock,
+    confirmations: Confirmations,
+) -> Result<Applied, StoreError> {
+    let mut applied = Applied::default();
+    for sighted in &read.ours {
+        if ledger::see(tx, sighted, confirmations)? == Seen::Duplicate {
+            applied.duplicates = applied.duplicates.saturating_add(1);
+        }
+    }
+    let number = read.link.block.number;
+    let mut again = false;
+    for stranger in &read.strangers {
+        again |= invoice::knows_recipient(tx, chain, stranger)?;
+        block::insert_sighting(tx, chain, stranger, number)?;
+    }
+    if again {
+        reactions::look_back(tx, chain, number)?;
+    }
+    Ok(applied)
+}
