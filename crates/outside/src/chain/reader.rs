@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use alloy_primitives::B256;
@@ -191,12 +191,31 @@ fn spell_wrong(expected: &ChainId, wrong: &[(String, u64)]) -> String {
     format!("{}, not {}", list.join(", "), expected.number())
 }
 
-/// A safe and a finalized height, and when they were asked for.
+/// The highest safe and finalized blocks that each provider ever reported. Neither is taken back, so an
+/// old report of a provider that is silent now still counts.
 #[derive(Debug, Default)]
 struct Tags {
-    safe: u64,
-    finalized: u64,
+    safe: BTreeMap<usize, u64>,
+    finalized: BTreeMap<usize, u64>,
     asked_at: Option<Duration>,
+}
+
+/// A block tag of the JSON-RPC API (execution-apis, "Block tag").
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tag {
+    Safe,
+    Finalized,
+}
+
+impl Tags {
+    fn saw(&mut self, tag: Tag, provider: usize, height: u64) {
+        let heights = match tag {
+            Tag::Safe => &mut self.safe,
+            Tag::Finalized => &mut self.finalized,
+        };
+        let best = heights.entry(provider).or_insert(height);
+        *best = height.max(*best);
+    }
 }
 
 struct Inner {
@@ -511,8 +530,18 @@ impl ChainReader {
 impl Inner {
     /// The heights as far as they are known.
     fn heights(&self, head: u64) -> Heights {
-        let tags = self.tags.lock().unwrap_or_else(PoisonError::into_inner);
-        Heights { head, safe: tags.safe, finalized: tags.finalized }
+        let tags = self.tags();
+        let reached = |seen: &BTreeMap<usize, u64>| {
+            self.roster
+                .reached_by_quorum(seen.iter().map(|(provider, height)| (*provider, *height)))
+                .unwrap_or(0)
+        };
+        let finalized = reached(&tags.finalized);
+        Heights { head, safe: reached(&tags.safe).max(finalized), finalized }
+    }
+
+    fn tags(&self) -> MutexGuard<'_, Tags> {
+        self.tags.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks one provider, after it has shown that it serves our chain.
@@ -533,8 +562,8 @@ impl Inner {
         (outcome, self.clock.now(), self.clock.monotonic().saturating_sub(started))
     }
 
-    /// The heads of the providers. Ends as soon as `k` groups agree on something new, or on there being
-    /// nothing new; waits a little for the others when only some saw a new block.
+    /// The heads of the providers. Ends as soon as `k` groups have reached the highest head that was seen,
+    /// or say that there is nothing new; otherwise waits a little for the others.
     async fn heads(self: &Arc<Self>, cursor: Option<u64>) -> Result<HeadView, Stall> {
         let mut pending: FuturesUnordered<BoxFuture<'static, (usize, _)>> = FuturesUnordered::new();
         for provider in 0..self.providers.len() {
@@ -547,9 +576,10 @@ impl Inner {
         loop {
             let heights = sightings.iter().map(|seen| (seen.provider, seen.header.header.number));
             if let Some(target) = self.roster.reached_by_quorum(heights.clone()) {
-                let seen_by_some = cursor.is_none_or(|cursor| heights.clone().any(|(_, head)| head > cursor));
-                let news = cursor.is_none_or(|cursor| target > cursor);
-                if pending.is_empty() || news || !seen_by_some {
+                // Somebody who is ahead of the quorum may be the first to see a new block, or lie.
+                let highest = heights.map(|(_, head)| head).max().unwrap_or(target);
+                let nothing_new = cursor.is_some_and(|cursor| highest <= cursor);
+                if pending.is_empty() || target == highest || nothing_new {
                     break;
                 }
                 grace.get_or_insert_with(|| self.clock.sleep(HEAD_GRACE));
@@ -613,45 +643,52 @@ impl Inner {
         });
     }
 
-    /// Asks for `safe` and `finalized` when it is time to. A height counts when `k` groups reached it; it
-    /// never goes back, since a tag that a lagging group pulls down was reached all the same.
+    /// Asks for `safe` and `finalized` when it is time to, and waits until `k` groups have answered.
     async fn refresh_tags(self: &Arc<Self>) {
         let now = self.clock.monotonic();
         {
-            let mut tags = self.tags.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut tags = self.tags();
             if tags.asked_at.is_some_and(|asked| now.saturating_sub(asked) < self.tags_every) {
                 return;
             }
             tags.asked_at = Some(now);
         }
-        let (safe, finalized) =
-            futures::join!(self.tag(r#"["safe",false]"#), self.tag(r#"["finalized",false]"#));
-        let mut tags = self.tags.lock().unwrap_or_else(PoisonError::into_inner);
-        tags.finalized = tags.finalized.max(finalized.unwrap_or(0));
-        tags.safe = tags.safe.max(safe.unwrap_or(0)).max(tags.finalized);
+        futures::join!(self.ask_for_tag(Tag::Safe), self.ask_for_tag(Tag::Finalized));
     }
 
-    async fn tag(self: &Arc<Self>, params: &str) -> Option<u64> {
-        let mut pending: FuturesUnordered<_> = (0..self.providers.len())
-            .map(|provider| {
-                let asked = Arc::clone(self).header_of(provider, params.to_owned());
-                async move { (provider, asked.await.0) }
-            })
-            .collect();
+    async fn ask_for_tag(self: &Arc<Self>, tag: Tag) {
+        let params = match tag {
+            Tag::Safe => r#"["safe",false]"#,
+            Tag::Finalized => r#"["finalized",false]"#,
+        };
+        let mut pending: FuturesUnordered<BoxFuture<'static, (usize, bool)>> = FuturesUnordered::new();
+        for provider in 0..self.providers.len() {
+            let inner = Arc::clone(self);
+            pending.push(Box::pin(async move {
+                let (outcome, ..) = Arc::clone(&inner).header_of(provider, params.to_owned()).await;
+                if let Ok(header) = &outcome {
+                    inner.tags().saw(tag, provider, header.header.number);
+                }
+                (provider, outcome.is_ok())
+            }));
+        }
         let mut waiting: Vec<usize> = (0..self.providers.len()).collect();
-        let mut heights = Vec::new();
-        while let Some((provider, outcome)) = pending.next().await {
-            if let Ok(header) = outcome {
-                heights.push((provider, header.header.number));
-            }
+        let mut answered = Vec::new();
+        while let Some((provider, has_tag)) = pending.next().await {
             waiting.retain(|other| *other != provider);
-            let reached = self.roster.reached_by_quorum(heights.iter().copied());
-            let hopeful = heights.iter().map(|(provider, _)| *provider).chain(waiting.iter().copied());
-            if reached.is_some() || self.roster.groups_among(hopeful) < self.roster.needed() {
-                return reached;
+            if has_tag {
+                answered.push(provider);
+            }
+            let enough = self.roster.groups_among(answered.iter().copied()) >= self.roster.needed();
+            let hopeless =
+                self.roster.groups_among(answered.iter().chain(&waiting).copied()) < self.roster.needed();
+            if enough || hopeless {
+                break;
             }
         }
-        None
+        if !pending.is_empty() {
+            tokio::spawn(pending.for_each(|_| std::future::ready(())));
+        }
     }
 
     /// All providers, best first.

@@ -13,6 +13,7 @@ use devchain::{
 use domain::chain::{Asset, BlockRef, ChainId, EvidenceLevel, Transfer};
 use domain::chance::Chance;
 use domain::time::Clock;
+use futures::StreamExt;
 use outside::chain::{
     ChainProfile, ChainReader, FaultKind, HttpRpc, InvalidQuorum, Progress, ProviderSetup, ProviderState,
     ReaderSetup, RootMode, Stall, StallKind, Watch, verify,
@@ -167,15 +168,20 @@ async fn heights_come_from_the_kth_group() {
     let net = Net::new(Plan::default()).await;
     net.chain.mine_n(20);
     net.faults(0, Faults { lag: 5, ..Faults::default() });
-    let Progress::Blocks { heights, blocks } = net.reader.poll(&net.ring, &dollars(), 3).await.unwrap()
-    else {
-        panic!()
-    };
-    assert_eq!(blocks.len(), 3);
-    assert_eq!(
-        (heights.head, heights.safe, heights.finalized),
-        (20, net.chain.safe(), net.chain.finalized())
-    );
+    let expected = (20, net.chain.safe(), net.chain.finalized());
+    // The first word on tags may be that of the laggard and one other; the third is heard a moment later.
+    for _ in 0..100 {
+        let Progress::Blocks { heights, blocks } = net.reader.poll(&net.ring, &dollars(), 3).await.unwrap()
+        else {
+            panic!("nothing to read")
+        };
+        assert_eq!((blocks.len(), heights.head), (3, 20));
+        assert!(heights.safe <= expected.1 && heights.finalized <= expected.2);
+        if (heights.head, heights.safe, heights.finalized) == expected {
+            return;
+        }
+    }
+    panic!("the heights of the honest groups were never reached");
 }
 
 /// Each of these faults of one provider out of three changes nothing in what is read.
@@ -271,7 +277,7 @@ async fn one_faulty_provider_changes_nothing() {
     // The faults are independent of each other: play them side by side.
     let rounds = every_fault.into_iter().map(|(name, faults)| async move {
         for faulty in 0..3 {
-            let mut net = Net::new(Plan { timeout: Duration::from_millis(1500), ..Plan::default() }).await;
+            let mut net = Net::new(Plan { timeout: Duration::from_secs(10), ..Plan::default() }).await;
             net.faults(faulty, faults.clone());
             for n in 1..=3 {
                 net.pay(payee(0xaa), n);
@@ -286,7 +292,7 @@ async fn one_faulty_provider_changes_nothing() {
             assert!(net.is_level(), "{name} at {faulty}");
         }
     });
-    futures::future::join_all(rounds).await;
+    futures::stream::iter(rounds).buffer_unordered(4).for_each(|()| std::future::ready(())).await;
 }
 
 #[tokio::test]
@@ -510,12 +516,12 @@ async fn a_restart_asks_from_the_block_after_the_cursor() {
     let mut net = Net::new(Plan::default()).await;
     net.chain.mine_n(9);
     net.poll().await.unwrap();
-    let reader = ChainReader::new(setup(&net.chain, &net.faces, &Plan::default())).unwrap();
-    net.chain.mine_n(2);
-    for face in &net.faces {
-        face.provider().clear_requests();
+    net.faces.clear();
+    for name in ["a", "b", "c"] {
+        net.faces.push(serve_face(&net.chain, name).await.unwrap());
     }
-    net.reader = reader;
+    net.reader = ChainReader::new(setup(&net.chain, &net.faces, &Plan::default())).unwrap();
+    net.chain.mine_n(2);
     net.poll().await.unwrap();
     assert!(net.is_level());
     let asked: BTreeSet<String> = net
