@@ -707,7 +707,7 @@ impl Reply {
 
 /// A provider served over HTTP on the loopback interface.
 ///
-/// Dropping it closes the port and every connection.
+/// Dropping it closes the port and every connection soon after; [`Face::stop`] returns when that is done.
 #[derive(Debug)]
 pub struct Face {
     provider: Arc<Provider>,
