@@ -1,0 +1,5 @@
+//! The tools of the storm, each tried on its own.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod receiver;
