@@ -252,6 +252,10 @@ pub fn check(file: &[u8], anchors: &[B256], trusted: &[EvidenceKey]) -> Result<C
 fn check_signature(bundle: &Bundle) -> Result<(), Rejected> {
     let mut bytes = [0; 64];
     hex::decode_to_slice(&bundle.signature, &mut bytes).map_err(|_| Rejected::Signature)?;
+    // Hex digits may be upper case for the decoder; for us there is one spelling.
+    if hex::encode(bytes) != bundle.signature {
+        return Err(Rejected::Reformatted);
+    }
     let key = VerifyingKey::from_bytes(&bundle.body.key.0).map_err(|_| Rejected::Signature)?;
     let signed = signed_bytes(&bundle.body).map_err(|_| Rejected::Signature)?;
     key.verify_strict(&signed, &Signature::from_bytes(&bytes)).map_err(|_| Rejected::Signature)

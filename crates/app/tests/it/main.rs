@@ -2,3 +2,5 @@
 //! document and the routes agree.
 
 mod config;
+mod settle;
+mod world;
