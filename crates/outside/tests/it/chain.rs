@@ -22,19 +22,19 @@ use outside::clock::SystemClock;
 use outside::http::{AddressPolicy, Client, ClientOptions};
 
 /// A chain, its faces, and a reader that asks them.
-pub struct Net {
-    pub chain: Devchain,
-    pub faces: Vec<Face>,
-    pub reader: ChainReader,
+struct Net {
+    chain: Devchain,
+    faces: Vec<Face>,
+    reader: ChainReader,
     ring: Vec<BlockRef>,
 }
 
-pub struct Plan<'a> {
-    pub groups: &'a [&'a str],
-    pub quorum: usize,
-    pub mode: RootMode,
-    pub timeout: Duration,
-    pub config: Config,
+struct Plan<'a> {
+    groups: &'a [&'a str],
+    quorum: usize,
+    mode: RootMode,
+    timeout: Duration,
+    config: Config,
 }
 
 impl Default for Plan<'_> {
@@ -49,7 +49,7 @@ impl Default for Plan<'_> {
     }
 }
 
-pub fn setup(chain: &Devchain, faces: &[Face], plan: &Plan<'_>) -> ReaderSetup {
+fn setup(chain: &Devchain, faces: &[Face], plan: &Plan<'_>) -> ReaderSetup {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let http =
         Arc::new(Client::new(ClientOptions::new(AddressPolicy::unrestricted()), Arc::clone(&clock)).unwrap());
@@ -76,7 +76,7 @@ pub fn setup(chain: &Devchain, faces: &[Face], plan: &Plan<'_>) -> ReaderSetup {
 }
 
 impl Net {
-    pub async fn new(plan: Plan<'_>) -> Self {
+    async fn new(plan: Plan<'_>) -> Self {
         let chain = Devchain::new(plan.config.clone());
         let mut faces = Vec::new();
         for (index, group) in plan.groups.iter().enumerate() {

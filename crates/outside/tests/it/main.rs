@@ -7,5 +7,6 @@ mod guard;
 mod hostile;
 mod http;
 mod manual;
+mod recorded;
 mod target;
 mod tls;
