@@ -3,8 +3,10 @@
 //! Guarantees: features meet only through events; what is configured, spoken over HTTP, printed or measured is
 //! named in one place each. Deliberately absent: SQL text, raw network clients, and rules that could be pure.
 
+pub mod api;
 pub mod compose;
 pub mod config;
+pub mod dashboard;
 pub mod features;
 pub mod ledger;
 pub mod reactions;
