@@ -91,6 +91,8 @@ pub enum Unmatched {
     NoInvoice,
     /// The recipient belongs to an invoice that names another payer.
     OtherPayer,
+    /// The invoice's sum with it would exceed 2^256 − 1: no real money, but no reason to stop either.
+    TooLarge,
 }
 
 impl Unmatched {
@@ -100,6 +102,7 @@ impl Unmatched {
         match self {
             Self::NoInvoice => "no_invoice",
             Self::OtherPayer => "other_payer",
+            Self::TooLarge => "too_large",
         }
     }
 }

@@ -4,3 +4,4 @@
 mod config;
 mod settle;
 mod world;
+mod tidy;

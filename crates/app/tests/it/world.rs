@@ -21,7 +21,7 @@ use durable::store::block::{self, ChainCursor};
 use durable::store::event::EventRow;
 use durable::store::invoice::InvoiceRow;
 use durable::store::payment::PaymentRow;
-use durable::store::{StoreError, Topic, event, payment};
+use durable::store::{Topic, event, payment};
 use outside::clock::SystemClock;
 use outside::guard::deadline;
 use sim::receiver::Receiver;
@@ -252,4 +252,3 @@ impl World {
     }
 }
 
-pub(crate) type Outcome = Result<(), StoreError>;
