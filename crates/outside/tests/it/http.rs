@@ -467,6 +467,55 @@ async fn an_answer_before_the_request_was_taken_counts_and_the_connection_does_n
 }
 
 #[tokio::test]
+async fn a_server_that_hangs_up_at_once_is_connected_to_once_per_request() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url: Url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+    let accepted = Arc::new(AtomicU64::new(0));
+    let counter = Arc::clone(&accepted);
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            counter.fetch_add(1, Ordering::SeqCst);
+            stream.set_zero_linger().unwrap();
+        }
+    });
+    let client = client();
+    for turn in 1..=50 {
+        assert_eq!(ask(&client, url.clone()).await.unwrap_err().kind, HttpErrorKind::Reset);
+        assert_eq!(accepted.load(Ordering::SeqCst), turn);
+    }
+}
+
+#[tokio::test]
+async fn a_body_that_nobody_takes_is_let_go_with_its_answer() {
+    struct Load(Vec<u8>, Arc<AtomicU64>);
+    impl AsRef<[u8]> for Load {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    impl Drop for Load {
+        fn drop(&mut self) {
+            self.1.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url: Url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
+    tokio::spawn(async move {
+        use tokio::io::AsyncWriteExt;
+        let (mut stream, _) = listener.accept().await.unwrap();
+        stream.write_all(b"HTTP/1.1 413 Too Large\r\ncontent-length: 0\r\n\r\n").await.unwrap();
+        std::future::pending::<()>().await;
+    });
+    let gone = Arc::new(AtomicU64::new(0));
+    let body = Bytes::from_owner(Load(vec![b'x'; 32 * 1024 * 1024], Arc::clone(&gone)));
+    let client = client();
+    let answer =
+        client.send(Request { deadline: Duration::from_secs(10), ..Request::post(url, body) }).await.unwrap();
+    assert_eq!((answer.status.as_u16(), answer.ended), (413, BodyEnd::Whole));
+    eventually(|| gone.load(Ordering::SeqCst) == 1).await;
+}
+
+#[tokio::test]
 async fn a_receiver_that_takes_nothing_runs_into_the_deadline() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url: Url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
@@ -623,6 +672,19 @@ async fn failing_resolvers_are_told_from_missing_names() {
         (HttpErrorKind::Timeout(Phase::Resolve), Sent::Not)
     );
     assert!(HttpErrorKind::NameNotFound.is_the_targets());
+}
+
+#[tokio::test]
+async fn steps_before_the_request_end_at_the_deadline_too() {
+    let server = Hostile::serve([]).await;
+    let silent = Resolver { answers: Mutex::default(), asked: Arc::default() };
+    let options =
+        ClientOptions { resolve_limit: Duration::from_secs(60), ..ClientOptions::new(loopback_policy()) };
+    let clock = Arc::new(SystemClock::new());
+    let client = Client::with_resolver(options, clock.clone(), Arc::new(silent)).unwrap();
+    let outcome = ask(&client, named(&server)).await;
+    assert_eq!(kind(outcome), (HttpErrorKind::Timeout(Phase::Resolve), Sent::Not));
+    assert!(clock.monotonic() < PATIENCE * 3);
 }
 
 #[tokio::test]
