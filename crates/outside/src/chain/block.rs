@@ -7,7 +7,7 @@
 //!
 //! Deliberately absent: invoices. Whether a transfer pays anything is not known here.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -248,6 +248,8 @@ pub struct ProvenBlock {
     /// Logs that fewer than `k` groups showed and that could not be settled: freeze what they touch.
     pub disputed: Vec<DisputedClaim>,
     pub(super) header_rlp: Option<Bytes>,
+    /// Who showed each transfer, where they were believed by vote.
+    pub(super) supporters: BTreeMap<TransferKey, Vec<Voter>>,
     pub(super) body: Option<Arc<Body>>,
 }
 
@@ -282,7 +284,7 @@ impl ProvenBlock {
                         .as_ref()
                         .and_then(|(paths, bytes)| item(bytes.get(index), paths.get(&index))),
                     receipts.as_ref().and_then(|(bytes, paths)| item(bytes.get(index), paths.get(&index))),
-                    self.voters.clone(),
+                    self.supporters.get(&transfer.key).unwrap_or(&self.voters).clone(),
                 )
             })
             .collect()

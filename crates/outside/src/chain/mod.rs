@@ -24,9 +24,11 @@ pub mod wire;
 pub mod provider;
 pub mod rpc;
 
+mod claims;
 mod reader;
 
 pub use block::{ProvenBlock, Recipients, Watch};
+pub use claims::ClaimOutcome;
 pub use error::RpcError;
 pub use evidence::{Evidence, EvidenceError, VerifiedTransfer, Voter, verify};
 pub use profile::{ChainProfile, RootMode};

@@ -21,7 +21,7 @@ use futures::stream::{self, FuturesUnordered, StreamExt};
 use super::block::{Body, ProvenBlock, Receipts, Watch, check_transactions};
 use super::error::RpcError;
 use super::evidence::Voter;
-use super::profile::ChainProfile;
+use super::profile::{ChainProfile, RootMode};
 use super::provider::{FaultKind, Provider, ProviderSetup, ProviderStatus};
 use super::quorum::{Ballot, BlockRound, Command, HeaderClaim, InvalidQuorum, Roster, Verdict};
 use super::rpc::Call;
@@ -218,17 +218,17 @@ impl Tags {
     }
 }
 
-struct Inner {
-    chain: ChainId,
-    profile: ChainProfile,
-    roster: Roster,
-    providers: Vec<Provider>,
+pub(super) struct Inner {
+    pub(super) chain: ChainId,
+    pub(super) profile: ChainProfile,
+    pub(super) roster: Roster,
+    pub(super) providers: Vec<Provider>,
     clock: Arc<dyn Clock>,
     tags: Mutex<Tags>,
     tags_every: Duration,
     /// A header's filter was once seen to miss a log: nothing is concluded from filters any more.
     bloom_distrusted: AtomicBool,
-    agreed: AtomicU64,
+    pub(super) agreed: AtomicU64,
     failed: AtomicU64,
     retries: AtomicU64,
 }
@@ -278,7 +278,7 @@ enum Event {
 type Pending = FuturesUnordered<BoxFuture<'static, Event>>;
 
 /// A tag or number as `eth_getBlockByNumber` takes it.
-fn block_param(number: u64) -> String {
+pub(super) fn block_param(number: u64) -> String {
     format!(r#"["0x{number:x}",false]"#)
 }
 
@@ -316,6 +316,10 @@ impl ChainReader {
             failed: AtomicU64::new(0),
             retries: AtomicU64::new(0),
         })))
+    }
+
+    pub(super) fn inner(&self) -> &Arc<Inner> {
+        &self.0
     }
 
     /// The chain.
@@ -545,7 +549,7 @@ impl Inner {
     }
 
     /// Asks one provider, after it has shown that it serves our chain.
-    async fn header_of(
+    pub(super) async fn header_of(
         self: Arc<Self>,
         provider: usize,
         params: String,
@@ -699,7 +703,7 @@ impl Inner {
     }
 
     /// The header of block `number`, by quorum, without its body.
-    async fn agree_on_header(self: &Arc<Self>, number: u64) -> Result<BlockLink, Stall> {
+    pub(super) async fn agree_on_header(self: &Arc<Self>, number: u64) -> Result<BlockLink, Stall> {
         let mut round: BlockRound<()> = BlockRound::new(self.roster.clone(), number, self.by_rank());
         let mut reasons = BTreeMap::new();
         let mut pending: FuturesUnordered<_> = (0..self.providers.len())
@@ -731,8 +735,21 @@ impl Inner {
         }
     }
 
-    /// Reads and proves block `number`. `seen` are headers that are at hand already.
+    /// Reads block `number` in the way its chain allows. `seen` are headers that are at hand already.
     async fn read(
+        self: &Arc<Self>,
+        number: u64,
+        watch: Watch,
+        seen: Vec<Sighting>,
+    ) -> Result<ProvenBlock, Stall> {
+        match self.profile.root_mode {
+            RootMode::None => self.read_by_vote(number, &watch).await,
+            RootMode::Eth | RootMode::Op => self.read_by_proof(number, watch, seen).await,
+        }
+    }
+
+    /// Reads block `number` by proof.
+    async fn read_by_proof(
         self: &Arc<Self>,
         number: u64,
         watch: Watch,
@@ -793,6 +810,7 @@ impl Inner {
                     voters,
                     disputed: Vec::new(),
                     header_rlp,
+                    supporters: BTreeMap::new(),
                     body,
                 })
             }
@@ -843,7 +861,7 @@ impl Inner {
         });
     }
 
-    fn blame_dissenters(&self, ballot: &Ballot<HeaderClaim>) {
+    pub(super) fn blame_dissenters(&self, ballot: &Ballot<HeaderClaim>) {
         for (provider, said) in ballot.dissenters() {
             self.blame(provider, *said, ballot.agreed());
         }
@@ -854,7 +872,7 @@ impl Inner {
         self.providers[provider].caught(FaultKind::OtherHeader, Some(said.number), Some(said.hash), agreed);
     }
 
-    fn no_quorum(&self, number: u64, reasons: &BTreeMap<usize, StallReason>) -> Stall {
+    pub(super) fn no_quorum(&self, number: u64, reasons: &BTreeMap<usize, StallReason>) -> Stall {
         let answered = reasons.iter().filter(|(_, reason)| !matches!(reason, StallReason::NoAnswer(_)));
         let showed: Vec<B256> = reasons
             .values()
@@ -874,7 +892,12 @@ impl Inner {
         self.failed(kind, Some(number), reasons)
     }
 
-    fn failed(&self, kind: StallKind, block: Option<u64>, reasons: &BTreeMap<usize, StallReason>) -> Stall {
+    pub(super) fn failed(
+        &self,
+        kind: StallKind,
+        block: Option<u64>,
+        reasons: &BTreeMap<usize, StallReason>,
+    ) -> Stall {
         self.failed.fetch_add(1, Ordering::Relaxed);
         self.stall(kind, block, reasons)
     }
@@ -949,7 +972,7 @@ impl Inner {
     }
 }
 
-fn claim_of(header: &SeenHeader) -> HeaderClaim {
+pub(super) fn claim_of(header: &SeenHeader) -> HeaderClaim {
     HeaderClaim {
         number: header.header.number,
         hash: header.hash,
@@ -958,7 +981,7 @@ fn claim_of(header: &SeenHeader) -> HeaderClaim {
     }
 }
 
-const fn reason_of(error: RpcError) -> StallReason {
+pub(super) const fn reason_of(error: RpcError) -> StallReason {
     match error {
         RpcError::NotFound => StallReason::Behind,
         error => StallReason::NoAnswer(error),
