@@ -279,8 +279,10 @@ fn catalog(
         .filter_map(|chain| Some((chain.id, (chains.get(&chain.id)?.clone(), chain.clone()))))
         .collect();
     let mut catalog = Catalog::new();
-    catalog.register(Watch::new(chains.clone(), Arc::clone(telemetry)), Policy::default())?;
-    let patient = Policy { max_attempts: 1_000, ..Policy::default() };
+    // A watcher is never given up, however often the process dies under it.
+    let forever = Policy { max_attempts: u32::MAX, max_crashes: u32::MAX, ..Policy::default() };
+    catalog.register(Watch::new(chains.clone(), Arc::clone(telemetry)), forever)?;
+    let patient = Policy { max_attempts: 1_000, max_crashes: 1_000, ..Policy::default() };
     catalog.register(LookBack { chains }, patient)?;
     let webhook = &config.webhook;
     let backoff = Backoff { initial: webhook.initial_backoff, cap: webhook.max_backoff, jitter_percent: 20 };

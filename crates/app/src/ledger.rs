@@ -112,15 +112,13 @@ enum Existing {
     Yes,
 }
 
-/// Matches a detected payment, moves its invoice, and writes both. A payment that a person assigned stays where it is.
+/// Matches a detected payment, moves its invoice, and writes both. A payment that is back after a reorg stays where it
+/// belonged: an invoice made meanwhile has no claim on it.
 fn place(tx: &mut Tx, mut row: PaymentRow, existing: Existing) -> Result<(), StoreError> {
-    let kept = match row.matching {
-        Matching::Assigned(id) | Matching::Matched(id) if existing == Existing::Yes => Some(id),
-        _ => None,
-    };
-    let choice = match kept {
-        Some(id) => Match::Invoice(id),
-        None => decide(tx, &row.transfer)?,
+    let choice = match (existing, &row.matching) {
+        (Existing::No, _) => decide(tx, &row.transfer)?,
+        (Existing::Yes, Matching::Assigned(id) | Matching::Matched(id)) => Match::Invoice(*id),
+        (Existing::Yes, Matching::Ambiguous(_) | Matching::Unmatched(_)) => return payment::save(tx, &row),
     };
     let assigned = matches!(row.matching, Matching::Assigned(_));
     let mut ambiguous = false;
@@ -302,18 +300,21 @@ pub fn cancel(tx: &mut Tx, row: &mut InvoiceRow) -> Result<(), LedgerError> {
     Ok(invoice::save(tx, row)?)
 }
 
-/// Gives a new invoice the earlier payments that nobody else can claim: those to a recipient of its own, or from the payer it names.
+/// Gives a new invoice for a known recipient the earlier payments of the payer it names, which nobody else can claim.
 ///
 /// # Errors
-/// The store's, or what the invoice refuses.
+/// The store's.
 pub fn claim_earlier(tx: &mut Tx, id: InvoiceId) -> Result<(), LedgerError> {
     let Some(row) = invoice::find(tx, id)? else { return Ok(()) };
-    let own = invoice::has_own_recipient(tx, &row.invoice)?;
+    let Some(payer) = row.invoice.payer else { return Ok(()) };
     let invoice = &row.invoice;
     for payment in payment::list_unmatched_to(tx, invoice.chain, &invoice.asset, &invoice.recipient)? {
-        let from_payer = row.invoice.payer == Some(payment.transfer.payer);
-        if from_payer || (own && row.invoice.payer.is_none()) {
-            attach(tx, id, payment, Matching::Matched(id), false)?;
+        if payment.transfer.payer == payer {
+            match attach(tx, id, payment, Matching::Matched(id), false) {
+                // No real money: it stays where it is.
+                Ok(()) | Err(LedgerError::Refused(_)) => {}
+                Err(error) => return Err(error),
+            }
         }
     }
     Ok(())

@@ -116,6 +116,8 @@ pub struct Invoice {
     pub confirmations: Confirmations,
     /// When it was made.
     pub created_at: Timestamp,
+    /// The chain's last proven block when it was made: money in blocks up to it came earlier.
+    pub created_block: u64,
     /// Payments in blocks with a later time are late.
     pub expires_at: Timestamp,
     /// Payments made in time.
@@ -394,6 +396,7 @@ mod tests {
             payer: None,
             confirmations: Confirmations::Depth(2),
             created_at: Timestamp::EPOCH,
+            created_block: 0,
             expires_at: Timestamp::from_seconds(100),
             paid: Tally::default(),
             late: Tally::default(),

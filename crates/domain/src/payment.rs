@@ -71,6 +71,8 @@ pub struct Candidate {
     pub payer: Option<Address>,
     /// When it was made.
     pub created_at: Timestamp,
+    /// The chain's last proven block when it was made.
+    pub created_block: u64,
 }
 
 /// The invoices a transfer could belong to.
@@ -118,15 +120,25 @@ pub enum Match {
     Unmatched(Unmatched),
 }
 
+impl Candidate {
+    /// Whether a transfer to a recipient of the invoice's own is for it. Money that came before the invoice may be
+    /// anything, if the recipient is also somebody's wallet: it has to come from the named payer, or be the exact amount.
+    fn judge(&self, transfer: &Transfer) -> Match {
+        let earlier = transfer.block.number <= self.created_block;
+        match self.payer {
+            Some(payer) if payer != transfer.payer => Match::Unmatched(Unmatched::OtherPayer),
+            None if earlier && transfer.amount != self.amount => Match::Unmatched(Unmatched::NoInvoice),
+            _ => Match::Invoice(self.id),
+        }
+    }
+}
+
 impl Candidates {
     /// Decides to which invoice `transfer` belongs.
     #[must_use]
     pub fn decide(&self, transfer: &Transfer) -> Match {
         if let Some(sole) = self.sole {
-            return match sole.payer {
-                Some(payer) if payer != transfer.payer => Match::Unmatched(Unmatched::OtherPayer),
-                _ => Match::Invoice(sole.id),
-            };
+            return sole.judge(transfer);
         }
         let named = self.named_choice(transfer.amount);
         let mut choices: Vec<InvoiceId> =
@@ -180,6 +192,7 @@ mod tests {
             remaining: amount.into(),
             payer,
             created_at: Timestamp::from_seconds(number.into()),
+            created_block: 0,
         }
     }
 
@@ -192,6 +205,14 @@ mod tests {
         let candidates = Candidates { sole: Some(candidate(1, 100, None)), ..Candidates::default() };
         assert_eq!(candidates.decide(&transfer(7)), invoice(1));
         assert_eq!(candidates.decide(&transfer(700)), invoice(1));
+    }
+
+    #[test]
+    fn earlier_money_has_to_be_the_exact_amount() {
+        let sole = Candidate { created_block: 1, ..candidate(1, 100, None) };
+        let candidates = Candidates { sole: Some(sole), ..Candidates::default() };
+        assert_eq!(candidates.decide(&transfer(100)), invoice(1));
+        assert_eq!(candidates.decide(&transfer(99)), Match::Unmatched(Unmatched::NoInvoice));
     }
 
     #[test]

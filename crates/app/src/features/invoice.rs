@@ -70,6 +70,7 @@ impl From<LedgerError> for InvoiceError {
 /// # Errors
 /// [`InvoiceError::Indistinguishable`], or the store's.
 pub fn create(tx: &mut Tx, new: &NewInvoice) -> Result<InvoiceRow, InvoiceError> {
+    let cursor = block::find_cursor(tx, new.chain)?;
     let row = InvoiceRow {
         invoice: Invoice {
             id: InvoiceId::mint(tx.now(), tx.chance()),
@@ -80,6 +81,7 @@ pub fn create(tx: &mut Tx, new: &NewInvoice) -> Result<InvoiceRow, InvoiceError>
             payer: new.payer,
             confirmations: new.confirmations,
             created_at: tx.now(),
+            created_block: cursor.map_or(0, |cursor| cursor.block.number),
             expires_at: new.expires_at,
             paid: Tally::default(),
             late: Tally::default(),

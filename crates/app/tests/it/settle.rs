@@ -109,6 +109,53 @@ async fn money_that_came_before_its_invoice_is_found() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn earlier_money_of_another_amount_is_not_taken() {
+    let world = World::new(Settings::default()).await;
+    let to = recipient(40);
+    world.pay(to, 5_000);
+    world.chain.mine_n(3);
+    world.until_head().await;
+    let id = world.create(world.wanted(to, 50)).await;
+    world.pay(to, 20);
+    world.chain.mine_n(2);
+    world
+        .until("the later part", async || {
+            (world.invoice(id).await.invoice.status() == Status::Confirmed).then_some(())
+        })
+        .await;
+    assert_eq!(world.invoice(id).await.invoice.paid.seen, Amount::from(20));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_of_nothing_is_nothing() {
+    let world = World::new(Settings::default()).await;
+    let to = recipient(41);
+    let id = world.create(world.wanted(to, 10)).await;
+    world.pay(to, 0);
+    world.pay(to, 10);
+    world.chain.mine_n(2);
+    world.until_status(id, Status::Settled).await;
+    assert_eq!(world.story(id).await, [InvoiceDetected, InvoiceSettled]);
+    assert_eq!(world.payments(id).await.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_payer_that_is_named_later_finds_its_earlier_money() {
+    let world = World::new(Settings::default()).await;
+    let to = recipient(42);
+    world.create(world.wanted(to, 99)).await;
+    world.create(world.wanted(to, 98)).await;
+    world.pay(to, 30);
+    world.chain.mine_n(2);
+    world.until_head().await;
+    let mut wanted = world.wanted(to, 30);
+    wanted.payer = Some(world.chain.account(1).address());
+    let id = world.create(wanted).await;
+    world.until_status(id, Status::Settled).await;
+    assert_eq!(world.story(id).await, [InvoiceDetected, InvoiceSettled]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn several_payments_in_one_transaction_are_told_apart() {
     let world = World::new(Settings::default()).await;
     let (a, b) = (recipient(5), recipient(6));

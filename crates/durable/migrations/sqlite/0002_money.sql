@@ -16,6 +16,8 @@ create table invoice (
     reference       text,
     metadata        text,
     created_at      bigint not null,
+    -- the chain's last proven block then
+    created_block   bigint not null,
     expires_at      bigint not null,
     -- derived from the sums by one function; stored so that lists can filter by it
     status          text   not null,

@@ -40,7 +40,7 @@ const LAST: InvoiceId = InvoiceId::from_bytes([0xff; 16]);
 
 const COLUMNS: &str = "id, chain, asset, recipient, payer, amount, confirmations, reference, metadata, created_at, \
      expires_at, paid_seen, paid_confirmed, paid_finalized, late_seen, late_confirmed, late_finalized, \
-     expired, canceled, reverted, sequence, settled_at, settled_by";
+     expired, canceled, reverted, sequence, settled_at, settled_by, created_block";
 
 /// Stores a new invoice.
 ///
@@ -58,9 +58,9 @@ pub fn insert(tx: &mut Tx, row: &InvoiceRow) -> Result<Result<(), Indistinguisha
     tx.execute(
         "insert into invoice (id, chain, asset, recipient, payer, amount, confirmations, reference, metadata, \
          created_at, expires_at, status, active, paid_seen, paid_confirmed, paid_finalized, late_seen, \
-         late_confirmed, late_finalized, expired, canceled, reverted, sequence, slot) \
+         late_confirmed, late_finalized, expired, canceled, reverted, sequence, slot, created_block) \
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, '0', '0', '0', \
-         0, 0, 0, 0, $17)",
+         0, 0, 0, 0, $17, $18)",
         params![
             invoice.id,
             invoice.chain,
@@ -79,6 +79,7 @@ pub fn insert(tx: &mut Tx, row: &InvoiceRow) -> Result<Result<(), Indistinguisha
             confirmed,
             finalized,
             slot,
+            invoice.created_block,
         ],
     )?;
     Ok(Ok(()))
@@ -256,19 +257,6 @@ pub fn candidates(
     Ok(Candidates { sole: None, named: of(named), exact: of(exact) })
 }
 
-/// Whether this is the only invoice that ever had its recipient on its chain.
-///
-/// # Errors
-/// The store's.
-pub fn has_own_recipient(query: &impl Query, invoice: &Invoice) -> Result<bool, StoreError> {
-    let found = query.query(
-        "select 1 from invoice where recipient = $1 and chain = $2 limit 2",
-        params![invoice.recipient, invoice.chain],
-        |row| row.get::<i64>(0),
-    )?;
-    Ok(found.len() == 1)
-}
-
 /// How many invoices have each status. Counts by index; for gauges, not for lists.
 ///
 /// # Errors
@@ -286,6 +274,7 @@ fn candidate(invoice: &Invoice) -> Candidate {
         remaining: invoice.remaining(),
         payer: invoice.payer,
         created_at: invoice.created_at,
+        created_block: invoice.created_block,
     }
 }
 
@@ -326,6 +315,7 @@ fn read(row: &Row<'_>) -> Result<InvoiceRow, StoreError> {
             canceled: row.get(18)?,
             reverted: row.get(19)?,
             sequence: row.get(20)?,
+            created_block: row.get(23)?,
         },
         reference: row.get(7)?,
         metadata: row.get(8)?,
