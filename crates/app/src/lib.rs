@@ -4,6 +4,7 @@
 //! named in one place each. Deliberately absent: SQL text, raw network clients, and rules that could be pure.
 
 pub mod api;
+pub mod cli;
 pub mod compose;
 pub mod config;
 pub mod dashboard;

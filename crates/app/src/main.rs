@@ -1,1 +1,7 @@
-fn main() {}
+//! The program `quittance`: everything it can do is in `app::cli`.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    app::cli::main()
+}

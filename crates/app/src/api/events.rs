@@ -32,6 +32,9 @@ const HEARTBEAT: Duration = Duration::from_secs(15);
 /// How long a stream lives before its follower has to come back.
 const STREAM_LIFE: Duration = Duration::from_secs(900);
 
+/// Instead of a cursor: the present end of the log.
+const LATEST: &str = "latest";
+
 /// A page of the log.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
 pub(super) struct EventPage {
@@ -46,7 +49,7 @@ pub(super) struct EventPage {
 
 /// The event log, oldest first.
 #[utoipa::path(get, path = "/v1/events", tag = "events",
-    params(("after" = Option<String>, Query, description = "A cursor of an earlier answer; without it, from the beginning"), ("limit" = Option<u32>, Query, description = "1 to 250, default 50")),
+    params(("after" = Option<String>, Query, description = "A cursor of an earlier answer, or `latest` for the present end; without it, from the beginning"), ("limit" = Option<u32>, Query, description = "1 to 250, default 50")),
     responses((status = 200, description = "A page", body = EventPage), Refusals), security(("key" = ["read"])))]
 pub(super) async fn list_events(
     State(state): State<AppState>,
@@ -55,6 +58,7 @@ pub(super) async fn list_events(
 ) -> Result<Json<EventPage>, Problem> {
     let after = match parameters.text("after")? {
         None => 0,
+        Some(text) if text == LATEST => state.store.read(event::last_position).await?,
         Some(text) => position("after", &text)?,
     };
     let limit = parameters.limit()?;

@@ -33,6 +33,7 @@ pub mod counter;
 pub mod delivery;
 pub mod endpoint;
 pub mod event;
+pub mod health;
 pub mod idempotency;
 pub mod invoice;
 pub mod payment;
