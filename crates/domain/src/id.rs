@@ -1,4 +1,4 @@
-//! Every kind of id, one line each. An id is a UUIDv7 (RFC 9562 §5.7) with a prefix that says what
+//! Every kind of id, one line each. An id is a `UUIDv7` (RFC 9562 §5.7) with a prefix that says what
 //! it names, so that an id pasted in the wrong place is refused instead of not found.
 
 use std::fmt;

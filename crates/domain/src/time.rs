@@ -101,7 +101,7 @@ impl FromStr for Timestamp {
         let instant = OffsetDateTime::parse(text, &Rfc3339).map_err(|_| InvalidTimestamp)?;
         let millis =
             i64::try_from(instant.unix_timestamp_nanos() / 1_000_000).map_err(|_| InvalidTimestamp)?;
-        if millis < 0 || millis > Self::MAX.0 { Err(InvalidTimestamp) } else { Ok(Self(millis)) }
+        if (0..=Self::MAX.0).contains(&millis) { Ok(Self(millis)) } else { Err(InvalidTimestamp) }
     }
 }
 

@@ -122,7 +122,6 @@ pub fn find(query: &impl Query, chain: ChainId, number: u64) -> Result<Option<Bl
 /// # Errors
 /// The store's.
 pub fn remove_above(tx: &mut Tx, chain: ChainId, ancestor: u64) -> Result<u64, StoreError> {
-    let ancestor = ancestor;
     tx.execute("delete from sighting where chain = $1 and block_number > $2", params![chain, ancestor])?;
     tx.execute("delete from block where chain = $1 and number > $2", params![chain, ancestor])
 }
@@ -132,7 +131,6 @@ pub fn remove_above(tx: &mut Tx, chain: ChainId, ancestor: u64) -> Result<u64, S
 /// # Errors
 /// The store's.
 pub fn prune(tx: &mut Tx, chain: ChainId, number: u64, sightings_below: u64) -> Result<(), StoreError> {
-    let chain = chain;
     tx.execute("delete from block where chain = $1 and number < $2", params![chain, number])?;
     tx.execute(
         "delete from sighting where chain = $1 and block_number < $2",

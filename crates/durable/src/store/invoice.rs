@@ -158,7 +158,6 @@ pub fn list(
     limit: u32,
 ) -> Result<Vec<InvoiceRow>, StoreError> {
     let before = before.unwrap_or(LAST);
-    let limit = limit;
     match (filter.status, &filter.reference) {
         (None, None) => query.query(
             &format!("select {COLUMNS} from invoice where id < $1 order by id desc limit $2"),
@@ -227,7 +226,6 @@ pub fn candidates(
     payer: &Address,
     amount: Amount,
 ) -> Result<Candidates, StoreError> {
-    let chain = chain;
     let of_recipient = query.query(
         &format!("select {COLUMNS} from invoice where recipient = $1 and chain = $2 limit 2"),
         params![recipient, chain],

@@ -231,7 +231,6 @@ pub fn list(
     limit: u32,
 ) -> Result<Vec<PaymentRow>, StoreError> {
     let before = before.unwrap_or(LAST);
-    let limit = limit;
     match (filter.invoice, filter.matching) {
         (Some(invoice), _) => query.query(
             &format!(
