@@ -71,7 +71,7 @@ impl ChainProfile {
 
     /// The built-in profile of `chain`; [`RootMode::None`] when it is not known.
     ///
-    /// Arbitrum, Polygon PoS and zk chains are left out on purpose: their receipts tries hold what
+    /// Arbitrum, Polygon and zk chains are left out on purpose: their receipts tries hold what
     /// `eth_getBlockReceipts` does not show, or the reverse.
     #[must_use]
     pub const fn of_chain(chain: ChainId) -> Self {

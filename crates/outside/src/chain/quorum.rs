@@ -338,10 +338,19 @@ impl<B: Clone> BlockRound<B> {
         }
     }
 
-    /// `provider` failed to serve a valid body for `block`.
+    /// `provider` gave no body for `block`: ask the next.
     pub fn on_no_body(&mut self, provider: usize, block: B256) -> Option<Command> {
         self.legs.get_mut(&block)?.under_way.remove(&provider);
         self.fetch_from(block, None)
+    }
+
+    /// `provider` served a body for `block` that is not valid under it. That is no matter of health, and
+    /// others may share the fault: ask all the rest at once.
+    pub fn on_bad_body(&mut self, provider: usize, block: B256) -> Vec<Command> {
+        if let Some(leg) = self.legs.get_mut(&block) {
+            leg.under_way.remove(&provider);
+        }
+        std::iter::from_fn(|| self.fetch_from(block, None)).collect()
     }
 
     /// The body of `block` is taking longer than its provider usually takes.
@@ -577,8 +586,16 @@ mod tests {
                         if valid {
                             round.on_body(provider, block, block == truth.hash);
                             None
-                        } else {
+                        } else if pick(2) == 0 {
                             round.on_no_body(provider, block)
+                        } else {
+                            let commands = round.on_bad_body(provider, block);
+                            bodies.extend(
+                                commands
+                                    .into_iter()
+                                    .map(|Command::FetchBody { provider, block }| (provider, block)),
+                            );
+                            None
                         }
                     }
                 } else if headers.is_empty() {

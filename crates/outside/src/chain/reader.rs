@@ -270,14 +270,20 @@ enum NoBody {
 }
 
 enum Event {
-    Header { provider: usize, outcome: Result<SeenHeader, RpcError>, at: Timestamp, took: Duration },
+    Header { provider: usize, outcome: Result<Box<SeenHeader>, RpcError>, at: Timestamp, took: Duration },
     Body { provider: usize, block: B256, outcome: Result<Arc<Body>, NoBody> },
     Alarm { block: B256 },
 }
 
 type Pending = FuturesUnordered<BoxFuture<'static, Event>>;
+/// A provider's answer for a header, with when it came and how long it took.
+type HeaderAnswer = (Result<SeenHeader, RpcError>, Timestamp, Duration);
+type PendingHeaders = FuturesUnordered<BoxFuture<'static, (usize, HeaderAnswer)>>;
 
-/// A tag or number as `eth_getBlockByNumber` takes it.
+/// The parameters of `eth_getBlockByNumber` for the newest block.
+const LATEST: &str = r#"["latest",false]"#;
+
+/// The parameters of `eth_getBlockByNumber` for a height.
 pub(super) fn block_param(number: u64) -> String {
     format!(r#"["0x{number:x}",false]"#)
 }
@@ -549,17 +555,18 @@ impl Inner {
     }
 
     /// Asks one provider, after it has shown that it serves our chain.
-    pub(super) async fn header_of(
-        self: Arc<Self>,
-        provider: usize,
-        params: String,
-    ) -> (Result<SeenHeader, RpcError>, Timestamp, Duration) {
+    pub(super) async fn header_of(self: Arc<Self>, provider: usize, params: String) -> HeaderAnswer {
         let started = self.clock.monotonic();
         let asked = &self.providers[provider];
         let outcome = match asked.confirm_chain(self.chain).await {
             Ok(()) => {
+                let is_head = params == LATEST;
                 let call = Call::new("eth_getBlockByNumber", params);
-                asked.ask(call, |raw| decode_header_answer(raw, &self.profile)).await
+                let answer = asked.ask(call, |raw| decode_header_answer(raw, &self.profile)).await;
+                if let (true, Ok(header)) = (is_head, &answer) {
+                    asked.saw_head(header.header.number);
+                }
+                answer
             }
             Err(error) => Err(error),
         };
@@ -569,9 +576,9 @@ impl Inner {
     /// The heads of the providers. Ends as soon as `k` groups have reached the highest head that was seen,
     /// or say that there is nothing new; otherwise waits a little for the others.
     async fn heads(self: &Arc<Self>, cursor: Option<u64>) -> Result<HeadView, Stall> {
-        let mut pending: FuturesUnordered<BoxFuture<'static, (usize, _)>> = FuturesUnordered::new();
+        let mut pending = PendingHeaders::new();
         for provider in 0..self.providers.len() {
-            let asked = Arc::clone(self).header_of(provider, r#"["latest",false]"#.to_owned());
+            let asked = Arc::clone(self).header_of(provider, LATEST.to_owned());
             pending.push(Box::pin(async move { (provider, asked.await) }));
         }
         let mut sightings: Vec<Sighting> = Vec::new();
@@ -603,7 +610,6 @@ impl Inner {
             };
             match outcome {
                 Ok(header) => {
-                    self.providers[provider].saw_head(header.header.number);
                     sightings.push(Sighting { provider, header, at, took });
                 }
                 Err(error) => {
@@ -611,7 +617,7 @@ impl Inner {
                 }
             }
         }
-        self.hear_out_heads(pending);
+        Self::hear_out(pending);
         let heights = sightings.iter().map(|seen| (seen.provider, seen.header.header.number));
         match self.roster.reached_by_quorum(heights) {
             Some(target) => {
@@ -627,24 +633,13 @@ impl Inner {
         }
     }
 
-    /// Lets the slower providers finish, so that their latency and height are known.
-    fn hear_out_heads<T: Send + 'static>(
-        self: &Arc<Self>,
-        mut pending: FuturesUnordered<
-            BoxFuture<'static, (usize, (Result<SeenHeader, RpcError>, Timestamp, T))>,
-        >,
-    ) {
+    /// Lets the slower providers finish, so that what they would have said of themselves is known: their
+    /// latency, that they hang, that they are back.
+    fn hear_out(pending: PendingHeaders) {
         if pending.is_empty() {
             return;
         }
-        let inner = Arc::clone(self);
-        tokio::spawn(async move {
-            while let Some((provider, (outcome, ..))) = pending.next().await {
-                if let Ok(header) = outcome {
-                    inner.providers[provider].saw_head(header.header.number);
-                }
-            }
-        });
+        tokio::spawn(pending.for_each(|_| std::future::ready(())));
     }
 
     /// Asks for `safe` and `finalized` when it is time to, and waits until `k` groups have answered.
@@ -706,14 +701,13 @@ impl Inner {
     pub(super) async fn agree_on_header(self: &Arc<Self>, number: u64) -> Result<BlockLink, Stall> {
         let mut round: BlockRound<()> = BlockRound::new(self.roster.clone(), number, self.by_rank());
         let mut reasons = BTreeMap::new();
-        let mut pending: FuturesUnordered<_> = (0..self.providers.len())
-            .map(|provider| {
-                let asked = Arc::clone(self).header_of(provider, block_param(number));
-                async move { (provider, asked.await.0) }
-            })
-            .collect();
+        let mut pending = PendingHeaders::new();
+        for provider in 0..self.providers.len() {
+            let asked = Arc::clone(self).header_of(provider, block_param(number));
+            pending.push(Box::pin(async move { (provider, asked.await) }));
+        }
         while round.verdict().is_none() {
-            let Some((provider, outcome)) = pending.next().await else { break };
+            let Some((provider, (outcome, ..))) = pending.next().await else { break };
             match outcome {
                 Ok(header) => {
                     reasons.insert(provider, StallReason::Header(header.hash));
@@ -725,6 +719,7 @@ impl Inner {
                 }
             }
         }
+        Self::hear_out(pending);
         match round.verdict() {
             Some(Verdict::Agreed { claim, .. }) => {
                 self.blame_dissenters(round.ballot());
@@ -768,11 +763,11 @@ impl Inner {
             let asked = Arc::clone(self).header_of(provider, block_param(number));
             reading.pending.push(Box::pin(async move {
                 let (outcome, at, took) = asked.await;
-                Event::Header { provider, outcome, at, took }
+                Event::Header { provider, outcome: outcome.map(Box::new), at, took }
             }));
         }
         for Sighting { provider, header, at, took } in seen {
-            reading.apply(self, Event::Header { provider, outcome: Ok(header), at, took });
+            reading.apply(self, Event::Header { provider, outcome: Ok(Box::new(header)), at, took });
         }
         let verdict = loop {
             if let Some(verdict) = reading.round.verdict() {
@@ -802,7 +797,7 @@ impl Inner {
                 let voters = self.voters(&reading, &claim);
                 let header_rlp = reading.headers.get(&claim.hash).and_then(|header| header.rlp());
                 self.agreed.fetch_add(1, Ordering::Relaxed);
-                self.hear_out(reading);
+                self.compare_late(reading);
                 Ok(ProvenBlock {
                     link,
                     level: EvidenceLevel::Verified,
@@ -814,9 +809,15 @@ impl Inner {
                     body,
                 })
             }
-            Verdict::NoQuorum => Err(self.no_quorum(number, &reading.reasons)),
+            Verdict::NoQuorum => {
+                let stall = self.no_quorum(number, &reading.reasons);
+                self.compare_late(reading);
+                Err(stall)
+            }
             Verdict::NoBody { .. } => {
-                Err(self.failed(StallKind::NoValidBody, Some(number), &reading.reasons))
+                let stall = self.failed(StallKind::NoValidBody, Some(number), &reading.reasons);
+                self.compare_late(reading);
+                Err(stall)
             }
         }
     }
@@ -835,7 +836,7 @@ impl Inner {
     }
 
     /// Lets the slower providers finish after the verdict, and compares what they say with it.
-    fn hear_out(self: &Arc<Self>, mut reading: Reading) {
+    fn compare_late(self: &Arc<Self>, mut reading: Reading) {
         self.blame_dissenters(reading.round.ballot());
         let blamed: Vec<usize> = reading.round.ballot().dissenters().map(|(provider, _)| provider).collect();
         if reading.pending.is_empty() {
@@ -1001,50 +1002,50 @@ struct Reading {
 impl Reading {
     /// Tells the round what happened and starts what it asks for.
     fn apply(&mut self, inner: &Arc<Inner>, event: Event) {
-        let (command, patience) = match event {
+        match event {
             Event::Header { provider, outcome: Ok(header), at, took } => {
                 let needs_body = self.watch.is_open_for(&header.header, &inner.profile_now());
                 self.heard_at.insert(provider, at);
                 self.reasons.insert(provider, StallReason::Header(header.hash));
                 let claim = claim_of(&header);
-                self.headers.entry(header.hash).or_insert_with(|| Arc::new(header));
-                (self.round.on_header(provider, claim, needs_body), Some(took))
+                self.headers.entry(header.hash).or_insert_with(|| Arc::from(header));
+                let command = self.round.on_header(provider, claim, needs_body);
+                self.fetch(inner, command, took);
             }
             Event::Header { provider, outcome: Err(error), .. } => {
                 self.reasons.insert(provider, reason_of(error));
                 self.round.on_no_header(provider);
-                (None, None)
             }
-            Event::Body { provider, block, outcome: Ok(body) } => {
-                self.round.on_body(provider, block, body);
-                (None, None)
+            Event::Body { provider, block, outcome: Ok(body) } => self.round.on_body(provider, block, body),
+            Event::Body { provider, block, outcome: Err(NoBody::Unanswered(error)) } => {
+                self.reasons.insert(provider, StallReason::NoAnswer(error));
+                let command = self.round.on_no_body(provider, block);
+                self.retry(inner, command);
             }
-            Event::Body { provider, block, outcome: Err(why) } => {
-                let reason = match why {
-                    NoBody::Unanswered(error) => StallReason::NoAnswer(error),
-                    NoBody::Invalid(fault) => {
-                        inner.providers[provider].caught(fault, None, None, Some(block));
-                        StallReason::Invalid(fault)
-                    }
-                };
-                self.reasons.insert(provider, reason);
-                inner.retries.fetch_add(1, Ordering::Relaxed);
-                (self.round.on_no_body(provider, block), None)
+            Event::Body { provider, block, outcome: Err(NoBody::Invalid(fault)) } => {
+                inner.providers[provider].caught(fault, None, None, Some(block));
+                self.reasons.insert(provider, StallReason::Invalid(fault));
+                let commands = self.round.on_bad_body(provider, block);
+                self.retry(inner, commands);
             }
             Event::Alarm { block } => {
                 let command = self.round.on_alarm(block);
-                if command.is_some() {
-                    inner.retries.fetch_add(1, Ordering::Relaxed);
-                }
-                (command, None)
+                self.retry(inner, command);
             }
-        };
-        if let Some(Command::FetchBody { provider, block }) = command {
-            self.fetch(inner, provider, block, patience.unwrap_or_default());
         }
     }
 
-    fn fetch(&mut self, inner: &Arc<Inner>, provider: usize, block: B256, header_took: Duration) {
+    /// Fetches again what was asked of another provider before.
+    fn retry(&mut self, inner: &Arc<Inner>, commands: impl IntoIterator<Item = Command>) {
+        for command in commands {
+            inner.retries.fetch_add(1, Ordering::Relaxed);
+            self.fetch(inner, Some(command), Duration::ZERO);
+        }
+    }
+
+    /// Carries out a command. `header_took` says how fast the provider just was.
+    fn fetch(&mut self, inner: &Arc<Inner>, command: Option<Command>, header_took: Duration) {
+        let Some(Command::FetchBody { provider, block }) = command else { return };
         let Some(header) = self.headers.get(&block).map(Arc::clone) else { return };
         let fetched = Arc::clone(inner).fetch_body(provider, header, self.watch.clone());
         self.pending.push(Box::pin(async move {

@@ -46,7 +46,7 @@ impl Call {
     /// Answers to small questions: numbers, headers, receipts of one transaction.
     pub const SMALL: usize = 4 * 1024 * 1024;
     /// Answers that hold a whole block.
-    pub const BLOCK: usize = 96 * 1024 * 1024;
+    pub const BLOCK: usize = 48 * 1024 * 1024;
 
     /// A call with the limits of a small question and the endpoint's own deadline, which the caller of
     /// [`super::provider::Provider`] need not know.

@@ -22,19 +22,19 @@ use outside::clock::SystemClock;
 use outside::http::{AddressPolicy, Client, ClientOptions};
 
 /// A chain, its faces, and a reader that asks them.
-struct Net {
-    chain: Devchain,
-    faces: Vec<Face>,
-    reader: ChainReader,
+pub(crate) struct Net {
+    pub(crate) chain: Devchain,
+    pub(crate) faces: Vec<Face>,
+    pub(crate) reader: ChainReader,
     ring: Vec<BlockRef>,
 }
 
-struct Plan<'a> {
-    groups: &'a [&'a str],
-    quorum: usize,
-    mode: RootMode,
-    timeout: Duration,
-    config: Config,
+pub(crate) struct Plan<'a> {
+    pub(crate) groups: &'a [&'a str],
+    pub(crate) quorum: usize,
+    pub(crate) mode: RootMode,
+    pub(crate) timeout: Duration,
+    pub(crate) config: Config,
 }
 
 impl Default for Plan<'_> {
@@ -49,7 +49,7 @@ impl Default for Plan<'_> {
     }
 }
 
-fn setup(chain: &Devchain, faces: &[Face], plan: &Plan<'_>) -> ReaderSetup {
+pub(crate) fn setup(chain: &Devchain, faces: &[Face], plan: &Plan<'_>) -> ReaderSetup {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
     let http =
         Arc::new(Client::new(ClientOptions::new(AddressPolicy::unrestricted()), Arc::clone(&clock)).unwrap());
@@ -76,7 +76,7 @@ fn setup(chain: &Devchain, faces: &[Face], plan: &Plan<'_>) -> ReaderSetup {
 }
 
 impl Net {
-    async fn new(plan: Plan<'_>) -> Self {
+    pub(crate) async fn new(plan: Plan<'_>) -> Self {
         let chain = Devchain::new(plan.config.clone());
         let mut faces = Vec::new();
         for (index, group) in plan.groups.iter().enumerate() {
@@ -87,17 +87,17 @@ impl Net {
         Self { chain, faces, reader, ring: vec![BlockRef { number: head.number, hash: head.hash }] }
     }
 
-    fn faults(&self, face: usize, faults: Faults) {
+    pub(crate) fn faults(&self, face: usize, faults: Faults) {
         self.faces[face].provider().set_faults(faults);
     }
 
-    fn heal(&self) {
+    pub(crate) fn heal(&self) {
         for face in &self.faces {
             face.provider().heal();
         }
     }
 
-    fn pay(&self, to: Address, amount: u64) -> B256 {
+    pub(crate) fn pay(&self, to: Address, amount: u64) -> B256 {
         self.chain.send_token(CONTRACTS.dollar, 0, to, U256::from(amount)).unwrap()
     }
 
@@ -134,15 +134,15 @@ impl Net {
     }
 }
 
-fn dollars() -> Watch {
+pub(crate) fn dollars() -> Watch {
     Watch::all([Asset::Token(CONTRACTS.dollar)])
 }
 
-fn payee(tag: u8) -> Address {
+pub(crate) fn payee(tag: u8) -> Address {
     Address::repeat_byte(tag)
 }
 
-fn amounts(transfers: &[Transfer], to: Address) -> Vec<String> {
+pub(crate) fn amounts(transfers: &[Transfer], to: Address) -> Vec<String> {
     transfers
         .iter()
         .filter(|transfer| transfer.recipient == to)

@@ -1,0 +1,232 @@
+//! The reader on a chain whose roots prove nothing: logs are believed by vote.
+
+use std::time::Duration;
+
+use alloy_primitives::{B256, U256};
+use devchain::token::CONTRACTS;
+use devchain::{Config, Faults, ForgedLog, LogPick, Reach, ReceiptsLie, Replay};
+use domain::chain::{Asset, EvidenceLevel};
+use outside::chain::{ClaimOutcome, FaultKind, ProvenBlock, RootMode, StallKind, Watch, verify};
+
+use super::chain::{Net, Plan, amounts, dollars, payee};
+
+async fn opaque() -> Net {
+    let config = Config { opaque_receipts_root: true, ..Config::default() };
+    Net::new(Plan { mode: RootMode::None, config, timeout: Duration::from_secs(3), ..Plan::default() }).await
+}
+
+async fn read(net: &Net, number: u64) -> ProvenBlock {
+    let block = net.reader.read_block(number, &dollars()).await.unwrap_or_else(|stall| panic!("{stall}"));
+    assert_eq!(block.level, EvidenceLevel::Quorum);
+    block
+}
+
+fn caught(net: &Net, provider: usize, kind: FaultKind) -> bool {
+    net.reader.providers()[provider].faults.contains_key(&kind)
+}
+
+#[tokio::test]
+async fn a_vote_and_a_proof_find_the_same_transfers() {
+    let net = Net::new(Plan::default()).await;
+    let payment =
+        |to, value| devchain::token::Payment { token: CONTRACTS.dollar, to, value: U256::from(value) };
+    net.pay(payee(1), 1);
+    net.chain.send_payments(2, &[payment(payee(1), 2_u64), payment(payee(2), 3)]).unwrap();
+    net.chain.send_native(3, payee(4), U256::from(9)).unwrap();
+    net.chain.mine();
+    let watch = Watch::all([Asset::Native, Asset::Token(CONTRACTS.dollar)]);
+    let proven = net.reader.read_block(1, &watch).await.unwrap();
+    let mut voting = super::chain::setup(&net.chain, &net.faces, &Plan::default());
+    voting.profile = outside::chain::ChainProfile::of(RootMode::None);
+    let voted = outside::chain::ChainReader::new(voting).unwrap().read_block(1, &watch).await.unwrap();
+    assert_eq!(voted.transfers, proven.transfers);
+    assert_eq!(proven.transfers.len(), 4);
+    assert!(voted.disputed.is_empty());
+    assert_eq!((proven.level, voted.level), (EvidenceLevel::Verified, EvidenceLevel::Quorum));
+}
+
+#[tokio::test]
+async fn a_block_whose_root_cannot_be_recomputed_is_not_verified() {
+    let config = Config { opaque_receipts_root: true, ..Config::default() };
+    let net = Net::new(Plan { config, ..Plan::default() }).await;
+    net.pay(payee(1), 1);
+    net.chain.mine();
+    assert_eq!(net.reader.read_block(1, &dollars()).await.unwrap_err().kind, StallKind::NoValidBody);
+}
+
+#[tokio::test]
+async fn one_that_omits_and_one_that_forges_change_nothing() {
+    let net = opaque().await;
+    let tx = net.pay(payee(1), 5);
+    net.pay(payee(2), 6);
+    net.chain.mine();
+    let pick = LogPick { transaction: Some(tx), ..LogPick::default() };
+    net.faults(0, Faults { omit_logs: vec![pick], reach: Reach::Both, ..Faults::default() });
+    let block = read(&net, 1).await;
+    assert_eq!(amounts(&block.transfers, payee(1)), ["5"]);
+    assert_eq!(amounts(&block.transfers, payee(2)), ["6"]);
+    assert!(caught(&net, 0, FaultKind::OmittedLog));
+    assert!(block.disputed.is_empty(), "{:?}", block.disputed);
+}
+
+#[tokio::test]
+async fn two_that_omit_different_logs_still_make_a_quorum_on_both() {
+    let net = opaque().await;
+    let first = net.pay(payee(1), 5);
+    let second = net.pay(payee(2), 6);
+    net.chain.mine();
+    for (liar, tx) in [(0, first), (1, second)] {
+        let pick = LogPick { transaction: Some(tx), ..LogPick::default() };
+        net.faults(liar, Faults { omit_logs: vec![pick], reach: Reach::Logs, ..Faults::default() });
+    }
+    let block = read(&net, 1).await;
+    assert_eq!(block.transfers.len(), 2);
+    assert!(block.disputed.is_empty());
+}
+
+#[tokio::test]
+async fn a_forged_log_is_disputed_and_then_denied() {
+    let net = opaque().await;
+    net.chain.mine();
+    let forged = ForgedLog {
+        block: 1,
+        transaction: Some(B256::repeat_byte(0x66)),
+        token: CONTRACTS.dollar,
+        from: payee(3),
+        to: payee(0xbb),
+        value: U256::from(1_000_000),
+    };
+    net.faults(2, Faults { forge_logs: vec![forged], reach: Reach::Both, ..Faults::default() });
+    let block = read(&net, 1).await;
+    assert!(block.transfers.is_empty());
+    let [claim] = block.disputed.as_slice() else { panic!("{:?}", block.disputed) };
+    assert_eq!(
+        (claim.transfer.recipient, claim.claimants.as_slice()),
+        (payee(0xbb), ["gamma-2".to_owned()].as_slice())
+    );
+    assert_eq!(net.reader.recheck(claim).await.unwrap(), ClaimOutcome::Denied);
+}
+
+#[tokio::test]
+async fn a_forged_log_in_the_place_of_a_true_one_is_a_fault() {
+    let net = opaque().await;
+    net.pay(payee(2), 6);
+    net.chain.mine();
+    let forged = ForgedLog {
+        block: 1,
+        transaction: None,
+        token: CONTRACTS.dollar,
+        from: payee(3),
+        to: payee(0xbb),
+        value: U256::from(1_000_000),
+    };
+    net.faults(2, Faults { forge_logs: vec![forged], reach: Reach::Both, ..Faults::default() });
+    let block = read(&net, 1).await;
+    assert_eq!(amounts(&block.transfers, payee(2)), ["6"]);
+    assert!(amounts(&block.transfers, payee(0xbb)).is_empty());
+    // Where the log would fit behind the true ones, it is a claim; where it cannot, a fault.
+    assert!(block.disputed.len() == 1 || caught(&net, 2, FaultKind::ForgedLog));
+}
+
+#[tokio::test]
+async fn two_that_return_nothing_hide_a_payment_only_for_a_while() {
+    let net = opaque().await;
+    net.pay(payee(1), 5);
+    net.chain.mine();
+    for liar in 0..2 {
+        net.faults(
+            liar,
+            Faults { empty_logs: true, receipts: Some(ReceiptsLie::Empty), ..Faults::default() },
+        );
+    }
+    let block = read(&net, 1).await;
+    assert!(block.transfers.is_empty(), "one group is not enough to believe");
+    let [claim] = block.disputed.as_slice() else { panic!("{:?}", block.disputed) };
+    assert_eq!(amounts(&[claim.transfer], payee(1)), ["5"]);
+    net.heal();
+    assert_eq!(net.reader.recheck(claim).await.unwrap(), ClaimOutcome::Confirmed);
+    assert_eq!(amounts(&read(&net, 1).await.transfers, payee(1)), ["5"]);
+}
+
+#[tokio::test]
+async fn nodes_whose_log_index_lags_are_outvoted_by_their_own_receipts() {
+    let net = opaque().await;
+    net.pay(payee(1), 5);
+    net.chain.mine();
+    for behind in 0..2 {
+        net.faults(behind, Faults { empty_logs: true, ..Faults::default() });
+    }
+    let block = read(&net, 1).await;
+    assert_eq!(amounts(&block.transfers, payee(1)), ["5"], "the claim was escalated to receipts");
+    assert!(block.disputed.is_empty());
+}
+
+#[tokio::test]
+async fn an_altered_amount_is_a_fault_not_a_dispute() {
+    let net = opaque().await;
+    net.pay(payee(1), 5);
+    net.chain.mine();
+    let altered = devchain::AlteredAmount { pick: LogPick::default(), value: U256::from(5_000_000) };
+    net.faults(1, Faults { alter_amounts: vec![altered], reach: Reach::Both, ..Faults::default() });
+    let block = read(&net, 1).await;
+    assert_eq!(amounts(&block.transfers, payee(1)), ["5"]);
+    assert!(block.disputed.is_empty());
+    assert!(caught(&net, 1, FaultKind::ForgedLog));
+}
+
+#[tokio::test]
+async fn too_few_voters_is_a_stall_not_an_empty_block() {
+    let net = opaque().await;
+    net.pay(payee(1), 5);
+    net.chain.mine();
+    for silent in 0..2 {
+        let only = Some(vec!["eth_getLogs".to_owned()]);
+        let error = devchain::RpcFault { code: -32000, message: "boom".into() };
+        net.faults(silent, Faults { only, rpc_error: Some(error), ..Faults::default() });
+    }
+    let stall = net.reader.read_block(1, &dollars()).await.unwrap_err();
+    assert_eq!(stall.kind, StallKind::TooFewGroups, "{stall}");
+}
+
+#[tokio::test]
+async fn a_native_transfer_is_voted_on_whole() {
+    let net = opaque().await;
+    net.chain.send_native(3, payee(1), U256::from(9)).unwrap();
+    net.chain.mine();
+    let watch = Watch::all([Asset::Native]).only_to(|to| *to == payee(1));
+    net.faults(0, Faults { receipts: Some(ReceiptsLie::FlipStatus), ..Faults::default() });
+    let block = net.reader.read_block(1, &watch).await.unwrap();
+    assert_eq!(amounts(&block.transfers, payee(1)), ["9"]);
+    assert_eq!(block.transfers[0].payer, net.chain.account(3).address());
+    assert!(caught(&net, 0, FaultKind::OmittedLog));
+}
+
+#[tokio::test]
+async fn a_claim_on_a_dropped_block_is_gone() {
+    let net = opaque().await;
+    net.pay(payee(1), 5);
+    net.chain.mine();
+    for liar in 0..2 {
+        net.faults(
+            liar,
+            Faults { empty_logs: true, receipts: Some(ReceiptsLie::Empty), ..Faults::default() },
+        );
+    }
+    let block = read(&net, 1).await;
+    net.heal();
+    net.chain.reorg(1, Replay::Nothing).unwrap();
+    assert_eq!(net.reader.recheck(&block.disputed[0]).await.unwrap(), ClaimOutcome::Gone);
+}
+
+#[tokio::test]
+async fn evidence_of_a_vote_proves_nothing_and_says_so() {
+    let net = opaque().await;
+    net.pay(payee(1), 5);
+    net.chain.mine();
+    let block = read(&net, 1).await;
+    let evidence = block.evidence(&[block.transfers[0].key]);
+    let verified = verify(&evidence[0], Some(block.link.block.hash)).unwrap();
+    assert!(!verified.is_proven());
+    assert!(verified.unproven.contains(&"transfer"));
+    assert!(evidence[0].voters().len() >= 2);
+}
