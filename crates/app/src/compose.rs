@@ -14,7 +14,7 @@ use domain::chance::Chance;
 use domain::delivery::DeliveryPolicy;
 use domain::time::Clock;
 use durable::engine::{Catalog, Engine, EngineError, EngineOptions, Policy, SameKind, TargetPolicy, ensure};
-use durable::store::{Query, Store, StoreError, StoreOptions, block};
+use durable::store::{Query, Store, StoreError, StoreOptions, block, event};
 use outside::chain::{
     ChainProfile, ChainReader, HttpRpc, InvalidQuorum, ProviderSetup, ReaderSetup, RootMode, Rpc, WrongChains,
 };
@@ -22,6 +22,7 @@ use outside::clock::SystemClock;
 use outside::http::{AddressPolicy, Client, ClientOptions, Http, InvalidClient, Ports as TargetPorts};
 
 use crate::config::{self, ChainConfig, Config};
+use crate::features::claim::Recheck;
 use crate::features::lookback::LookBack;
 use crate::features::watch::{Watch, WatchInput};
 use crate::features::webhook::Deliver;
@@ -113,6 +114,8 @@ pub struct App {
     pub chains: BTreeMap<ChainId, ChainReader>,
     /// What webhooks may be sent to.
     pub targets: AddressPolicy,
+    /// The last event that an earlier run of the process had committed.
+    pub events_before: u64,
     /// What works.
     pub engine: Engine,
 }
@@ -180,9 +183,17 @@ impl App {
         let telemetry = Arc::new(Telemetry::new(Arc::clone(&ports.clock), names));
         let targets = webhook_targets(&config);
         let catalog = catalog(&config, &ports, &chains, &telemetry, &targets)?;
-        begin(&store, &config).await?;
-        let draft =
-            Draft { store, clock: ports.clock, chance: ports.chance, config, telemetry, chains, targets };
+        let events_before = begin(&store, &config).await?;
+        let draft = Draft {
+            store,
+            events_before,
+            clock: ports.clock,
+            chance: ports.chance,
+            config,
+            telemetry,
+            chains,
+            targets,
+        };
         Ok((draft, catalog))
     }
 
@@ -195,6 +206,7 @@ impl App {
 /// An [`App`] without its engine.
 struct Draft {
     store: Store,
+    events_before: u64,
     clock: Arc<dyn Clock>,
     chance: Chance,
     config: Arc<Config>,
@@ -205,8 +217,8 @@ struct Draft {
 
 impl Draft {
     fn with(self, engine: Engine) -> App {
-        let Self { store, clock, chance, config, telemetry, chains, targets } = self;
-        App { store, clock, chance, config, telemetry, chains, targets, engine }
+        let Self { store, events_before, clock, chance, config, telemetry, chains, targets } = self;
+        App { store, clock, chance, config, telemetry, chains, targets, events_before, engine }
     }
 }
 
@@ -283,6 +295,8 @@ fn catalog(
     let forever = Policy { max_attempts: u32::MAX, max_crashes: u32::MAX, ..Policy::default() };
     catalog.register(Watch::new(chains.clone(), Arc::clone(telemetry)), forever)?;
     let patient = Policy { max_attempts: 1_000, max_crashes: 1_000, ..Policy::default() };
+    let readers = chains.iter().map(|(chain, (reader, _))| (*chain, reader.clone())).collect();
+    catalog.register(Recheck { chains: readers }, forever)?;
     catalog.register(LookBack { chains }, patient)?;
     let webhook = &config.webhook;
     let backoff = Backoff { initial: webhook.initial_backoff, cap: webhook.max_backoff, jitter_percent: 20 };
@@ -324,7 +338,8 @@ fn delivery_policy(webhook: &config::Webhook, backoff: Backoff) -> Policy {
 }
 
 /// What has to exist before the engine starts: the assets that are always read, and one watcher for each chain.
-async fn begin(store: &Store, config: &Arc<Config>) -> Result<(), StoreError> {
+/// Answers the position of the last event there is.
+async fn begin(store: &Store, config: &Arc<Config>) -> Result<u64, StoreError> {
     let config = Arc::clone(config);
     store
         .write(move |tx| {
@@ -335,7 +350,7 @@ async fn begin(store: &Store, config: &Arc<Config>) -> Result<(), StoreError> {
                 }
                 ensure::<Watch>(tx, &chain.id.to_string(), &WatchInput { chain: chain.id })?;
             }
-            Ok(())
+            event::last_position(tx)
         })
         .await
 }

@@ -6,9 +6,10 @@
 //! | event | work |
 //! |---|---|
 //! | any that an endpoint subscribes to | one delivery to it ([`crate::features::webhook`]), in the order of its lane |
+//! | a log is disputed | it is asked about again ([`crate::features::claim`]) |
 //! | an invoice is made for a recipient that was just paid | the block is read again ([`crate::features::lookback`]) |
 
-use domain::chain::ChainId;
+use domain::chain::{ChainId, TransferKey};
 use domain::delivery::{DeadReason, DeliveryState};
 use domain::event::EventType;
 use domain::id::{DeliveryId, EndpointId, EventId, InvoiceId};
@@ -19,6 +20,7 @@ use durable::store::event::EventRow;
 use durable::store::{Query, StoreError, Topic, Tx, delivery, endpoint, event};
 use serde::Serialize;
 
+use crate::features::claim::{Recheck, RecheckInput};
 use crate::features::lookback::{LookBack, LookBackInput};
 use crate::features::webhook::{Deliver, DeliverInput};
 use crate::view::EventBody;
@@ -66,6 +68,17 @@ pub fn look_back(tx: &mut Tx, chain: ChainId, number: u64) -> Result<(), StoreEr
     let options =
         EnqueueOptions { unique_key: Some(format!("{chain}:{number}")), ..EnqueueOptions::default() };
     enqueue::<LookBack>(tx, &LookBackInput { chain, number }, options)?;
+    Ok(())
+}
+
+/// Has a disputed claim asked about until evidence closes it.
+///
+/// # Errors
+/// The store's.
+pub fn recheck(tx: &mut Tx, key: &TransferKey) -> Result<(), StoreError> {
+    let input = RecheckInput { chain: key.chain, tx: key.tx, ordinal: key.ordinal };
+    let unique_key = Some(format!("{}:{}:{}", key.chain, key.tx, key.ordinal));
+    enqueue::<Recheck>(tx, &input, EnqueueOptions { unique_key, ..EnqueueOptions::default() })?;
     Ok(())
 }
 

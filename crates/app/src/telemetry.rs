@@ -16,7 +16,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use domain::chain::ChainId;
-use domain::delivery::DeadReason;
 use domain::event::EventType;
 use domain::invoice::Status;
 use domain::time::Clock;
@@ -81,6 +80,12 @@ pub struct Gauges {
     pub dead_letters: u64,
     /// Age of the oldest job that is due.
     pub oldest_due: Duration,
+    /// Deliveries that became dead letters since the database was made, by reason.
+    pub dead_lettered: Vec<(String, u64)>,
+    /// What came again and was not counted twice since the database was made, by source.
+    pub duplicates: Vec<(String, u64)>,
+    /// Deliveries that ended in the last [`WINDOW`]: with a 2xx answer, and in all.
+    pub finished_lately: (u64, u64),
 }
 
 type Labels = Vec<(&'static str, Cow<'static, str>)>;
@@ -147,7 +152,7 @@ struct Views {
 #[derive(Default)]
 struct Recent {
     rounds: BTreeMap<ChainId, Ratio>,
-    deliveries: Ratio,
+    deliveries: (u64, u64),
     verifications: Percentile,
 }
 
@@ -241,14 +246,6 @@ impl Telemetry {
         self.canonical.reorged_blocks.get_or_create(&vec![of_chain(chain)]).inc_by(depth);
     }
 
-    /// Something that had been seen before came again and was not counted twice. `source` is one of a closed list of
-    /// words: `chain` (a transfer), `claim` (a payment told to us), `webhook` (an event already enqueued).
-    pub fn duplicate_dropped(&self, source: &'static str) {
-        let labels = vec![("source", source.into())];
-        self.canonical.duplicates.get_or_create(&labels).inc();
-        self.views.duplicates_dropped.get_or_create(&labels).inc();
-    }
-
     /// An invoice was verified as paid and its settlement committed, `latency` after the time of its last payment's block.
     pub fn invoice_verified(&self, chain: ChainId, latency: Duration) {
         self.canonical.verification.get_or_create(&vec![of_chain(chain)]).observe(latency.as_secs_f64());
@@ -256,9 +253,11 @@ impl Telemetry {
         self.recent().verifications.add(now, latency);
     }
 
-    /// An event was committed.
-    pub fn event(&self, kind: EventType) {
-        self.canonical.events.get_or_create(&vec![("type", kind.as_str().into())]).inc();
+    /// Takes over events from the log, each of which is counted once in this process.
+    pub fn events(&self, kinds: impl IntoIterator<Item = EventType>) {
+        for kind in kinds {
+            self.canonical.events.get_or_create(&vec![("type", kind.as_str().into())]).inc();
+        }
     }
 
     /// One attempt at a delivery ended. `outcome` is one of a closed list of words: `delivered`, `failed`.
@@ -266,19 +265,9 @@ impl Telemetry {
         self.canonical.attempts.get_or_create(&vec![("outcome", outcome.into())]).inc();
     }
 
-    /// A delivery reached its end: delivered, or given up.
-    pub fn delivery_finished(&self, delivered: bool) {
-        let outcome = if delivered { "delivered" } else { "dead" };
-        self.canonical.deliveries.get_or_create(&vec![("outcome", outcome.into())]).inc();
-        let now = self.clock.monotonic();
-        self.recent().deliveries.add(now, delivered);
-    }
-
-    /// A delivery became a dead letter. Counts as finished, too.
-    pub fn dead_lettered(&self, reason: DeadReason) {
-        self.canonical.dead_letters.get_or_create(&vec![("reason", reason.as_str().into())]).inc();
-        self.views.dead_letters.inc();
-        self.delivery_finished(false);
+    /// A delivery reached its end with a 2xx answer.
+    pub fn delivered(&self) {
+        self.canonical.deliveries.get_or_create(&vec![("outcome", "delivered".into())]).inc();
     }
 
     /// Takes over what the store's writer has done.
@@ -323,6 +312,27 @@ impl Telemetry {
         }
         canonical.dead_letter_depth.set(to_gauge(gauges.dead_letters));
         canonical.oldest_due.set(gauges.oldest_due.as_secs_f64());
+        self.take_over_counters(gauges);
+    }
+
+    /// Counters that are rows of the store survive restarts; here they are only shown.
+    fn take_over_counters(&self, gauges: &Gauges) {
+        for (source, count) in &gauges.duplicates {
+            let labels = vec![("source", source.clone().into())];
+            raise(&self.canonical.duplicates.get_or_create(&labels), *count);
+            raise(&self.views.duplicates_dropped.get_or_create(&labels), *count);
+        }
+        let mut dead = 0_u64;
+        for (reason, count) in &gauges.dead_lettered {
+            raise(
+                &self.canonical.dead_letters.get_or_create(&vec![("reason", reason.clone().into())]),
+                *count,
+            );
+            dead = dead.saturating_add(*count);
+        }
+        raise(&self.views.dead_letters, dead);
+        raise(&self.canonical.deliveries.get_or_create(&vec![("outcome", "dead".into())]), dead);
+        self.recent().deliveries = gauges.finished_lately;
     }
 
     /// Everything in the Prometheus text format (version 0.0.4).
@@ -352,7 +362,7 @@ impl Telemetry {
             let rate = rounds.share(now).unwrap_or(0.0);
             views.quorum_failure_rate.get_or_create(&vec![of_chain(*chain)]).set(rate);
         }
-        views.delivery_success_rate.set(recent.deliveries.share(now).unwrap_or(1.0));
+        views.delivery_success_rate.set(share(recent.deliveries).unwrap_or(1.0));
         views.verification_p95.set(recent.verifications.p95(now).as_secs_f64());
     }
 }
@@ -542,7 +552,7 @@ impl Views {
             dead_letters: added(
                 registry,
                 "webhook_dlq",
-                "View. Numerator: deliveries that became dead letters. Denominator: none, it is a count that only grows; quittance_webhook_dlq_depth says how many there are now. Window: since the process started. Sum of quittance_webhook_dlq_total",
+                "View. Numerator: deliveries that became dead letters. Denominator: none, it is a count that only grows; quittance_webhook_dlq_depth says how many there are now. Window: since the database was made. Sum of quittance_webhook_dlq_total",
                 Counter::default(),
             ),
             verification_p95: added(
@@ -639,12 +649,16 @@ impl Ratio {
     }
 
     /// The share of yes; nothing when there was neither.
-    #[expect(clippy::float_arithmetic, reason = "a share for operators; no money is computed")]
     fn share(&mut self, now: Duration) -> Option<f64> {
         self.forget(slot_of(now, RATIO_SLOT));
-        let (yes, all) = self.slots.iter().fold((0u64, 0u64), |(y, a), (_, yes, all)| (y + yes, a + all));
-        (all > 0).then(|| yes as f64 / all as f64)
+        share(self.slots.iter().fold((0u64, 0u64), |(y, a), (_, yes, all)| (y + yes, a + all)))
     }
+}
+
+/// The share of `yes` in `all`; nothing when there was nothing.
+#[expect(clippy::float_arithmetic, reason = "a share for operators; no money is computed")]
+fn share((yes, all): (u64, u64)) -> Option<f64> {
+    (all > 0).then(|| yes as f64 / all as f64)
 }
 
 /// Spans over the last [`WINDOW`], in slots of one minute.

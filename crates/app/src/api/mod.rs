@@ -51,6 +51,8 @@ pub struct Shell {
     app: Arc<App>,
     stop: watch::Sender<bool>,
     pub(crate) sessions: dashboard::Sessions,
+    /// The last event that metrics have counted.
+    pub(crate) events_counted: tokio::sync::Mutex<u64>,
 }
 
 /// The state of every handler.
@@ -67,7 +69,12 @@ impl Shell {
     /// A shell around a running program.
     #[must_use]
     pub fn new(app: Arc<App>) -> Arc<Self> {
-        Arc::new(Self { app, stop: watch::Sender::new(false), sessions: dashboard::Sessions::default() })
+        Arc::new(Self {
+            events_counted: tokio::sync::Mutex::new(app.events_before),
+            app,
+            stop: watch::Sender::new(false),
+            sessions: dashboard::Sessions::default(),
+        })
     }
 
     /// Ends streams and makes the server not ready.

@@ -7,10 +7,11 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::http::header::{CONTENT_DISPOSITION, CONTENT_TYPE};
 use axum::response::{IntoResponse, Response};
+use domain::delivery::DeliveryState;
 use domain::id::InvoiceId;
 use durable::engine;
 use durable::store::payment::Filter;
-use durable::store::{Query, StoreError, delivery, invoice, payment};
+use durable::store::{Query, StoreError, counter, delivery, event, invoice, payment};
 use serde::Serialize;
 
 use super::auth::Reads;
@@ -19,8 +20,12 @@ use super::input::parse_id;
 use super::problem::Problem;
 use super::{AppState, Page, Refusals};
 use crate::features::evidence::{self, NoBundle};
-use crate::telemetry::Gauges;
+use crate::features::watch::DUPLICATES;
+use crate::features::webhook::DEAD_LETTERS;
+use crate::telemetry::{Gauges, WINDOW};
 
+/// Events read from the log in one step.
+const COUNTED_EVENTS: u32 = 1000;
 /// Payments that wait for a person are counted up to here.
 const COUNTED_PAYMENTS: u32 = 1000;
 
@@ -103,6 +108,7 @@ async fn refresh(state: &AppState) -> Result<(), StoreError> {
     let gauges = state.store.read(move |query| count(query, now)).await?;
     let telemetry = &state.telemetry;
     telemetry.gauges(&gauges);
+    follow_events(state).await?;
     telemetry.commits(&state.store.commit_stats());
     for (chain, reader) in &state.chains {
         reader.providers().iter().for_each(|status| telemetry.provider(*chain, status));
@@ -124,6 +130,18 @@ async fn refresh(state: &AppState) -> Result<(), StoreError> {
     Ok(())
 }
 
+/// Counts the events that were committed since the last look, each once.
+async fn follow_events(state: &AppState) -> Result<(), StoreError> {
+    let mut seen = state.events_counted.lock().await;
+    loop {
+        let after = *seen;
+        let events = state.store.read(move |query| event::list_after(query, after, COUNTED_EVENTS)).await?;
+        let Some(last) = events.last() else { return Ok(()) };
+        *seen = last.position;
+        state.telemetry.events(events.iter().map(|event| event.kind));
+    }
+}
+
 fn count(query: &impl Query, now: domain::time::Timestamp) -> Result<Gauges, StoreError> {
     let waiting = |matching| -> Result<u64, StoreError> {
         let filter = Filter { invoice: None, matching: Some(matching) };
@@ -143,7 +161,27 @@ fn count(query: &impl Query, now: domain::time::Timestamp) -> Result<Gauges, Sto
         oldest_due: due.min().map_or(Duration::ZERO, |oldest| now.since(oldest)),
         jobs: jobs.into_iter().map(|count| (count.kind, count.state.as_str(), count.jobs)).collect(),
         dead_letters: delivery::count_dead(query)?,
+        dead_lettered: counted(query, DEAD_LETTERS)?,
+        duplicates: counted(query, DUPLICATES)?,
+        finished_lately: finished_since(query, now - WINDOW)?,
     })
+}
+
+fn counted(query: &impl Query, name: &str) -> Result<Vec<(String, u64)>, StoreError> {
+    let counters = counter::list(query)?.into_iter().filter(|counter| counter.name == name);
+    Ok(counters.map(|counter| (counter.label, counter.value)).collect())
+}
+
+/// Deliveries that ended since then: with a 2xx answer, and in all.
+fn finished_since(query: &impl Query, since: domain::time::Timestamp) -> Result<(u64, u64), StoreError> {
+    let mut sum = (0_u64, 0_u64);
+    for (state, count) in delivery::count_finished(query, since)? {
+        if state == DeliveryState::Delivered {
+            sum.0 = sum.0.saturating_add(count);
+        }
+        sum.1 = sum.1.saturating_add(count);
+    }
+    Ok(sum)
 }
 
 /// This document.

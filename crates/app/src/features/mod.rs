@@ -2,6 +2,7 @@
 //!
 //! Features do not import each other: they meet through events, in `crate::reactions`.
 
+pub mod claim;
 pub mod endpoint;
 pub mod evidence;
 pub mod invoice;

@@ -333,7 +333,8 @@ fn open_claim(tx: &mut Tx, dispute: &outside::chain::DisputedClaim) -> Result<()
         closed_at: None,
         verdict: None,
     };
-    claim::open(tx, &row)
+    claim::open(tx, &row)?;
+    reactions::recheck(tx, &dispute.transfer.key)
 }
 
 /// Raises the safe and finalized heights, never above the cursor and never down.

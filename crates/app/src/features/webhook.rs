@@ -81,6 +81,8 @@ pub enum DeliverFact {
         detail: Option<String>,
         /// What follows.
         verdict: Verdict,
+        /// Where a delivery is counted, once it is committed.
+        telemetry: Arc<Telemetry>,
     },
     /// The endpoint is disabled or deleted.
     EndpointGone,
@@ -123,7 +125,15 @@ impl Work for Deliver {
             return Ok(Next::Done);
         }
         match outcome {
-            Ok(DeliverFact::Attempted { started_at, ended_at, status, outcome, detail, verdict }) => {
+            Ok(DeliverFact::Attempted {
+                started_at,
+                ended_at,
+                status,
+                outcome,
+                detail,
+                verdict,
+                telemetry,
+            }) => {
                 row.attempts = row.attempts.saturating_add(1);
                 row.last_status = *status;
                 row.last_error = (*verdict != Verdict::Delivered).then(|| outcome.clone());
@@ -136,6 +146,10 @@ impl Work for Deliver {
                     detail: detail.clone(),
                 };
                 delivery::insert_attempt(recording, row.id, &attempt)?;
+                if *verdict == Verdict::Delivered {
+                    let telemetry = Arc::clone(telemetry);
+                    recording.after_commit(move || telemetry.delivered());
+                }
                 follow(recording, row, *verdict)
             }
             Ok(DeliverFact::EndpointGone) => bury(recording, row, DeadReason::EndpointDisabled),
@@ -293,7 +307,8 @@ impl Deliver {
             "webhook attempt"
         );
         let outcome = if delivered { "delivered".to_owned() } else { outcome };
-        DeliverFact::Attempted { started_at, ended_at, status, outcome, detail, verdict }
+        let telemetry = Arc::clone(&self.telemetry);
+        DeliverFact::Attempted { started_at, ended_at, status, outcome, detail, verdict, telemetry }
     }
 
     fn read(
