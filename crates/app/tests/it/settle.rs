@@ -425,3 +425,53 @@ async fn money_from_another_payer_waits_for_a_person() {
     assert_eq!(row.matching, Matching::Assigned(id));
     world.until_status(id, Status::Settled).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_disputed_claim_freezes_only_what_it_touches_until_evidence_closes_it() {
+    let chain = devchain::Config { opaque_receipts_root: true, ..devchain::Config::default() };
+    let settings = Settings { root_mode: "none", confirmations: "1", chain, ..Settings::default() };
+    let world = World::new(settings).await;
+    let (touched, other) = (recipient(50), recipient(51));
+    let first = world.create(world.wanted(touched, 10)).await;
+    let second = world.create(world.wanted(other, 20)).await;
+    world.until_head().await;
+    let next = world.chain.head().number + 1;
+    world.faces[0].provider().set_faults(Faults {
+        forge_logs: vec![ForgedLog {
+            block: next,
+            transaction: None,
+            token: CONTRACTS.dollar,
+            from: recipient(99),
+            to: touched,
+            value: U256::from(10_u8),
+        }],
+        reach: Reach::Both,
+        ..Faults::default()
+    });
+    world.pay(other, 20);
+    world.chain.mine();
+    let settled = world.until_status(second, Status::Settled).await;
+    assert_eq!(settled.invoice.paid.confirmed, Amount::from(20));
+    assert_eq!(world.payments(second).await[0].level, EvidenceLevel::Quorum);
+    assert_eq!(world.invoice(first).await.invoice.status(), Status::Open, "one group is not enough");
+
+    // Real money for the touched invoice is seen, and waits for the dispute to be decided.
+    world.pay(touched, 10);
+    world.chain.mine();
+    world.until_status(first, Status::Detected).await;
+    world.until_head().await;
+    assert_eq!(world.invoice(first).await.invoice.status(), Status::Detected);
+    world.chain.mine_n(10);
+    world.until_head().await;
+    world
+        .until("the claim to be denied at a finalized block", async || {
+            world.chain.mine();
+            let open =
+                world.app().store.read(|query| durable::store::claim::list_open(query, crate::world::CHAIN));
+            open.await.unwrap().is_empty().then_some(())
+        })
+        .await;
+    world.chain.mine();
+    let settled = world.until_status(first, Status::Settled).await;
+    assert_eq!(settled.invoice.paid.confirmed, Amount::from(10));
+}
