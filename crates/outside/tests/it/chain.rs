@@ -292,7 +292,7 @@ async fn one_faulty_provider_changes_nothing() {
             assert!(net.is_level(), "{name} at {faulty}");
         }
     });
-    futures::stream::iter(rounds).buffer_unordered(4).for_each(|()| std::future::ready(())).await;
+    Box::pin(futures::stream::iter(rounds).buffer_unordered(4).for_each(|()| std::future::ready(()))).await;
 }
 
 #[tokio::test]
