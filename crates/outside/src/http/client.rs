@@ -265,7 +265,7 @@ async fn answer_head(
         let was_kept = kept.is_some();
         let (mut connection, mut timings) = match kept {
             Some(connection) => (connection, Timings { reused: true, ..Timings::default() }),
-            None => open(shared, origin, deadline).await?,
+            None => open(shared, origin, readable, deadline).await?,
         };
         connection.meter.begin(readable);
         let handed_over = clock.monotonic();
@@ -294,10 +294,11 @@ async fn answer_head(
 async fn open(
     shared: &Shared,
     origin: &Origin,
+    readable: u64,
     deadline: &mut Deadline,
 ) -> Result<(Connection, Timings), HttpError> {
     let Opened { stream, peer, timings } = shared.connector.open(origin, deadline).await?;
-    let meter = Arc::new(Meter::default());
+    let meter = Arc::new(Meter::new(readable));
     let stream = TokioIo::new(Metered::new(stream, Arc::clone(&meter)));
     let (sender, driver) = http1::Builder::new()
         .max_buf_size(usize::try_from(MAX_HEAD_BYTES).unwrap_or(usize::MAX))

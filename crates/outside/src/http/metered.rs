@@ -15,13 +15,19 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// The counts of one connection, shared by the stream and whoever runs the exchange.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Meter {
     readable: AtomicU64,
     written: AtomicU64,
 }
 
 impl Meter {
+    /// For a connection whose first exchange may let this many bytes in. A connection is read as soon as its driver
+    /// runs, which may be before [`Meter::begin`]: it must never be found without a share.
+    pub(super) fn new(readable: u64) -> Self {
+        Self { readable: AtomicU64::new(readable), written: AtomicU64::new(0) }
+    }
+
     /// A new exchange begins: this many bytes may come in.
     pub(super) fn begin(&self, readable: u64) {
         self.readable.store(readable, Ordering::Relaxed);

@@ -65,6 +65,16 @@ async fn eventually(what: impl Fn() -> bool) {
 
 // What is sent.
 
+/// This test runs beside the workers, so the driver of a new connection is mostly polled before its exchange has begun.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_connection_may_be_read_at_once() {
+    let answer = say("HTTP/1.1 204 No Content\r\nconnection: close\r\n\r\n");
+    let server = Hostile::serve([("/", vec![answer])]).await;
+    for _ in 0..500 {
+        assert_eq!(ask(&client(), server.url("/")).await.unwrap().status, StatusCode::NO_CONTENT);
+    }
+}
+
 #[tokio::test]
 async fn sends_the_request_as_it_is_and_keeps_the_connection() {
     let server = Hostile::serve([(
