@@ -3,7 +3,20 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+mod anvil;
+mod api_access;
+mod api_calls;
+mod api_flow;
+mod api_input;
+mod api_once;
+mod cli;
 mod config;
+mod dev;
+mod hostile;
+mod loopback;
+mod nodes;
+mod proxy;
 mod settle;
 mod tidy;
+mod webhook;
 mod world;
