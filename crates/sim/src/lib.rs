@@ -5,4 +5,9 @@
 //!
 //! Deliberately absent: anything the product itself needs.
 
+pub mod checks;
+pub mod clock;
+pub mod crash;
 pub mod receiver;
+pub mod scenarios;
+pub mod world;

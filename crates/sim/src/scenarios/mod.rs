@@ -1,0 +1,3 @@
+//! What can go wrong, one storm a file.
+
+pub mod settling;
