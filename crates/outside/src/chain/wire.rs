@@ -7,12 +7,17 @@
 //! Deliberately absent: belief. Decoding says "well formed", the roots and votes say "true".
 
 use alloy_consensus::transaction::SignerRecoverable;
-use alloy_consensus::{Eip658Value, EthereumTxEnvelope, Header, Transaction as _, TxEip4844};
+use alloy_consensus::{
+    Eip658Value, EthereumTxEnvelope, Header, SignableTransaction as _, Transaction as _, TxEip1559,
+    TxEip2930, TxEip4844, TxEip7702, TxLegacy,
+};
 use alloy_eips::eip2718::{Decodable2718, Encodable2718};
-use alloy_primitives::{Address, B256, Bloom, Bytes, Log, LogData, U256};
+use alloy_eips::eip2930::AccessList;
+use alloy_eips::eip7702::SignedAuthorization;
+use alloy_primitives::{Address, B256, Bloom, Bytes, Log, LogData, Signature, TxKind, U256};
 use domain::chain::{BlockLink, BlockRef};
 use domain::time::Timestamp;
-use op_alloy_consensus::OpTxEnvelope;
+use op_alloy_consensus::{OpTxEnvelope, TxDeposit};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::value::RawValue;
@@ -188,36 +193,174 @@ pub struct BlockTransactions {
     pub list: Vec<(ConsensusTransaction, Bytes)>,
 }
 
+/// A transaction of any type, as JSON-RPC shows it. Read field by field: an enum tagged by `type` would be
+/// buffered whole before it is read, which costs more than everything else we do with it.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct JsonTransaction {
+    #[serde(rename = "type", default, with = "alloy_serde::quantity::opt")]
+    tx_type: Option<u8>,
+    #[serde(default, with = "alloy_serde::quantity::opt")]
+    chain_id: Option<u64>,
+    #[serde(default, with = "alloy_serde::quantity::opt")]
+    nonce: Option<u64>,
+    #[serde(default, with = "alloy_serde::quantity::opt")]
+    gas_price: Option<u128>,
+    #[serde(default, with = "alloy_serde::quantity::opt")]
+    max_fee_per_gas: Option<u128>,
+    #[serde(default, with = "alloy_serde::quantity::opt")]
+    max_priority_fee_per_gas: Option<u128>,
+    #[serde(default, with = "alloy_serde::quantity::opt")]
+    max_fee_per_blob_gas: Option<u128>,
+    #[serde(with = "alloy_serde::quantity")]
+    gas: u64,
+    #[serde(default)]
+    to: Option<Address>,
+    value: U256,
+    input: Bytes,
+    #[serde(default)]
+    access_list: Option<AccessList>,
+    #[serde(default)]
+    blob_versioned_hashes: Option<Vec<B256>>,
+    #[serde(default)]
+    authorization_list: Option<Vec<SignedAuthorization>>,
+    #[serde(default, with = "alloy_serde::quantity::opt")]
+    v: Option<u64>,
+    #[serde(default, with = "alloy_serde::quantity::opt")]
+    y_parity: Option<u64>,
+    #[serde(default)]
+    r: U256,
+    #[serde(default)]
+    s: U256,
+    // OP-stack deposits.
+    #[serde(default)]
+    from: Option<Address>,
+    #[serde(default)]
+    source_hash: Option<B256>,
+    #[serde(default, with = "alloy_serde::quantity::opt")]
+    mint: Option<u128>,
+    #[serde(default)]
+    is_system_tx: Option<bool>,
+}
+
+impl JsonTransaction {
+    /// The transaction; none when a field of its type is missing or the type is not one of `mode`.
+    fn into_consensus(self, mode: RootMode) -> Option<ConsensusTransaction> {
+        let to = self.to.map_or(TxKind::Create, TxKind::Call);
+        let (gas_limit, value) = (self.gas, self.value);
+        let access_list = self.access_list.unwrap_or_default();
+        let tx_type = self.tx_type.unwrap_or(0);
+        if tx_type == DEPOSIT_TYPE && mode == RootMode::Op {
+            let deposit = TxDeposit {
+                source_hash: self.source_hash?,
+                from: self.from?,
+                to,
+                mint: self.mint.unwrap_or(0),
+                value,
+                gas_limit,
+                is_system_transaction: self.is_system_tx.unwrap_or(false),
+                input: self.input,
+            };
+            return Some(ConsensusTransaction::Op(deposit.into()));
+        }
+        let nonce = self.nonce?;
+        let input = self.input;
+        let signed = |parity| Signature::new(self.r, self.s, parity);
+        let typed = || match self.y_parity.or(self.v)? {
+            0 => Some(signed(false)),
+            1 => Some(signed(true)),
+            _ => None,
+        };
+        let envelope = match tx_type {
+            0 => {
+                // EIP-155 folds the chain into v.
+                let (chain_id, parity) = match self.v? {
+                    v @ 27..=28 => (None, v == 28),
+                    v @ 35.. => (Some((v - 35) / 2), (v - 35) % 2 == 1),
+                    _ => return None,
+                };
+                let tx =
+                    TxLegacy { chain_id, nonce, gas_price: self.gas_price?, gas_limit, to, value, input };
+                EthereumTxEnvelope::Legacy(tx.into_signed(signed(parity)))
+            }
+            1 => {
+                let (chain_id, gas_price) = (self.chain_id?, self.gas_price?);
+                let tx = TxEip2930 { chain_id, nonce, gas_price, gas_limit, to, value, access_list, input };
+                EthereumTxEnvelope::Eip2930(tx.into_signed(typed()?))
+            }
+            2 => {
+                let tx = TxEip1559 {
+                    chain_id: self.chain_id?,
+                    nonce,
+                    gas_limit,
+                    max_fee_per_gas: self.max_fee_per_gas?,
+                    max_priority_fee_per_gas: self.max_priority_fee_per_gas?,
+                    to,
+                    value,
+                    access_list,
+                    input,
+                };
+                EthereumTxEnvelope::Eip1559(tx.into_signed(typed()?))
+            }
+            3 => {
+                let tx = TxEip4844 {
+                    chain_id: self.chain_id?,
+                    nonce,
+                    gas_limit,
+                    max_fee_per_gas: self.max_fee_per_gas?,
+                    max_priority_fee_per_gas: self.max_priority_fee_per_gas?,
+                    to: self.to?,
+                    value,
+                    access_list,
+                    blob_versioned_hashes: self.blob_versioned_hashes?,
+                    max_fee_per_blob_gas: self.max_fee_per_blob_gas?,
+                    input,
+                };
+                EthereumTxEnvelope::Eip4844(tx.into_signed(typed()?))
+            }
+            4 => {
+                let tx = TxEip7702 {
+                    chain_id: self.chain_id?,
+                    nonce,
+                    gas_limit,
+                    max_fee_per_gas: self.max_fee_per_gas?,
+                    max_priority_fee_per_gas: self.max_priority_fee_per_gas?,
+                    to: self.to?,
+                    value,
+                    access_list,
+                    authorization_list: self.authorization_list?,
+                    input,
+                };
+                EthereumTxEnvelope::Eip7702(tx.into_signed(typed()?))
+            }
+            _ => return None,
+        };
+        Some(ConsensusTransaction::Eth(envelope))
+    }
+}
+
 /// Decodes the answer of `eth_getBlockByHash(…, true)` as far as the transactions.
 ///
 /// # Errors
-/// [`RpcError::NotFound`] for `null`; malformed also for a transaction type that `mode` does not have.
+/// [`RpcError::NotFound`] for `null`; malformed also for a transaction type that the chain's mode does not
+/// have.
 pub fn decode_transactions(raw: &RawValue, profile: &ChainProfile) -> Result<BlockTransactions, RpcError> {
-    fn collect<T: DeserializeOwned>(
-        raw: &RawValue,
-        profile: &ChainProfile,
-        into: impl Fn(T) -> ConsensusTransaction,
-    ) -> Result<BlockTransactions, RpcError> {
-        let block: JsonBlock<T> = parse(raw, "block")?;
-        let seen = checked_header(&block, profile)?;
-        if block.transactions.len() > MAX_TRANSACTIONS {
-            return Err(RpcError::TooLarge);
-        }
-        let list = block
-            .transactions
-            .into_iter()
-            .map(|transaction| {
-                let transaction = into(transaction);
-                let bytes = transaction.encode().into();
-                (transaction, bytes)
-            })
-            .collect();
-        Ok(BlockTransactions { block: seen.hash, list })
+    let block: JsonBlock<JsonTransaction> = parse(raw, "block")?;
+    let seen = checked_header(&block, profile)?;
+    if block.transactions.len() > MAX_TRANSACTIONS {
+        return Err(RpcError::TooLarge);
     }
-    match profile.root_mode {
-        RootMode::Op => collect(raw, profile, ConsensusTransaction::Op),
-        RootMode::Eth | RootMode::None => collect(raw, profile, ConsensusTransaction::Eth),
-    }
+    let list = block
+        .transactions
+        .into_iter()
+        .map(|transaction| {
+            let transaction =
+                transaction.into_consensus(profile.root_mode).ok_or(malformed("transaction"))?;
+            let bytes = transaction.encode().into();
+            Ok((transaction, bytes))
+        })
+        .collect::<Result<_, RpcError>>()?;
+    Ok(BlockTransactions { block: seen.hash, list })
 }
 
 /// A receipt as one endpoint served it.
@@ -452,4 +595,149 @@ pub fn decode_claimed_transactions(
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloy_eips::eip2930::AccessListItem;
+
+    fn raw(text: &str) -> Box<RawValue> {
+        RawValue::from_string(text.to_owned()).unwrap()
+    }
+
+    /// One transaction of each type, with nothing left at its default.
+    fn one_of_each() -> Vec<ConsensusTransaction> {
+        let signature = |parity| Signature::new(U256::from(11), U256::from(12), parity);
+        let to = Address::repeat_byte(3);
+        let access_list =
+            AccessList(vec![AccessListItem { address: to, storage_keys: vec![B256::repeat_byte(9)] }]);
+        let value = U256::from(77);
+        let input = Bytes::from_static(b"data");
+        let legacy = |chain_id| TxLegacy {
+            chain_id,
+            nonce: 1,
+            gas_price: 2,
+            gas_limit: 3,
+            to: TxKind::Call(to),
+            value,
+            input: input.clone(),
+        };
+        let fees = TxEip1559 {
+            chain_id: 5,
+            nonce: 1,
+            gas_limit: 3,
+            max_fee_per_gas: 4,
+            max_priority_fee_per_gas: 2,
+            to: TxKind::Create,
+            value,
+            access_list: access_list.clone(),
+            input: input.clone(),
+        };
+        let blobs = TxEip4844 {
+            chain_id: 5,
+            nonce: 1,
+            gas_limit: 3,
+            max_fee_per_gas: 4,
+            max_priority_fee_per_gas: 2,
+            to,
+            value,
+            access_list: access_list.clone(),
+            blob_versioned_hashes: vec![B256::repeat_byte(1)],
+            max_fee_per_blob_gas: 9,
+            input: input.clone(),
+        };
+        let listed = TxEip2930 {
+            chain_id: 5,
+            nonce: 1,
+            gas_price: 2,
+            gas_limit: 3,
+            to: TxKind::Call(to),
+            value,
+            access_list: access_list.clone(),
+            input: input.clone(),
+        };
+        let authorization =
+            alloy_eips::eip7702::Authorization { chain_id: U256::from(5), address: to, nonce: 8 };
+        let setting = TxEip7702 {
+            chain_id: 5,
+            nonce: 1,
+            gas_limit: 3,
+            max_fee_per_gas: 4,
+            max_priority_fee_per_gas: 2,
+            to,
+            value,
+            access_list,
+            authorization_list: vec![authorization.into_signed(signature(true))],
+            input: input.clone(),
+        };
+        vec![
+            ConsensusTransaction::Eth(EthereumTxEnvelope::Legacy(legacy(None).into_signed(signature(true)))),
+            ConsensusTransaction::Eth(EthereumTxEnvelope::Legacy(
+                legacy(Some(5)).into_signed(signature(false)),
+            )),
+            ConsensusTransaction::Eth(EthereumTxEnvelope::Eip2930(listed.into_signed(signature(true)))),
+            ConsensusTransaction::Eth(EthereumTxEnvelope::Eip1559(fees.into_signed(signature(false)))),
+            ConsensusTransaction::Eth(EthereumTxEnvelope::Eip4844(blobs.into_signed(signature(true)))),
+            ConsensusTransaction::Eth(EthereumTxEnvelope::Eip7702(setting.into_signed(signature(true)))),
+        ]
+    }
+
+    #[test]
+    fn every_type_of_transaction_comes_back_from_its_json() {
+        for transaction in one_of_each() {
+            let ConsensusTransaction::Eth(envelope) = &transaction else { panic!("not Ethereum's") };
+            let json = serde_json::to_string(envelope).unwrap();
+            let read: JsonTransaction = serde_json::from_str(&json).unwrap();
+            let read = read.into_consensus(RootMode::Eth).unwrap_or_else(|| panic!("{json}"));
+            assert_eq!(read.encode(), transaction.encode(), "{json}");
+            let decoded = ConsensusTransaction::decode(&transaction.encode()).unwrap();
+            assert_eq!((decoded.value(), decoded.to()), (transaction.value(), transaction.to()));
+        }
+    }
+
+    #[test]
+    fn a_transaction_that_lacks_a_field_of_its_type_is_malformed() {
+        for transaction in one_of_each() {
+            let ConsensusTransaction::Eth(envelope) = &transaction else { panic!("not Ethereum's") };
+            let mut json = serde_json::to_value(envelope).unwrap();
+            for field in ["nonce", "v", "yParity", "gasPrice", "maxFeePerGas"] {
+                json.as_object_mut().unwrap().remove(field);
+            }
+            let read: JsonTransaction = serde_json::from_value(json).unwrap();
+            assert!(read.into_consensus(RootMode::Eth).is_none());
+        }
+    }
+
+    #[test]
+    fn logs_of_another_block_removed_or_out_of_order_are_malformed() {
+        let block = BlockRef { number: 7, hash: B256::repeat_byte(7) };
+        let log = |hash: B256, log_index: u64, tx_index: u64, removed: bool, topics: usize| {
+            let topics = vec![B256::ZERO; topics];
+            serde_json::json!({
+                "address": Address::ZERO, "topics": topics, "data": "0x", "blockHash": hash, "blockNumber": "0x7",
+                "transactionHash": B256::repeat_byte(1), "transactionIndex": format!("0x{tx_index:x}"),
+                "logIndex": format!("0x{log_index:x}"), "removed": removed,
+            })
+        };
+        let decode =
+            |logs: &[serde_json::Value]| decode_logs(&raw(&serde_json::to_string(logs).unwrap()), block);
+        assert_eq!(decode(&[]).unwrap(), []);
+        assert_eq!(
+            decode(&[log(block.hash, 1, 1, false, 3), log(block.hash, 0, 0, false, 4)]).unwrap().len(),
+            2
+        );
+        for bad in [
+            vec![log(B256::ZERO, 0, 0, false, 3)],
+            vec![log(block.hash, 0, 0, true, 3)],
+            vec![log(block.hash, 0, 0, false, 5)],
+            vec![log(block.hash, 0, 0, false, 3), log(block.hash, 0, 0, false, 3)],
+            vec![log(block.hash, 0, 1, false, 3), log(block.hash, 1, 0, false, 3)],
+            // An index that ran below zero in 32 bits, as a node once served and a vote once believed.
+            vec![log(block.hash, 0xffff_ffff, 0, false, 3)],
+        ] {
+            assert!(matches!(decode(&bad), Err(RpcError::Malformed(_))), "{bad:?}");
+        }
+        assert_eq!(decode_logs(&raw("null"), block), Err(RpcError::NotFound), "null is not an empty list");
+    }
 }
