@@ -1,11 +1,12 @@
 //! The real program against a development chain behind several RPC faces and a receiver of webhooks, all on
 //! loopback. Tests wait for what they expect, with a deadline that is only ever reached when it does not come.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
 use alloy_primitives::{Address, U256};
-use app::compose::{App, Ports};
+use app::compose::{App, ComposeError, Ports};
 use app::config::{self, Config};
 use app::features::endpoint::{self, NewEndpoint};
 use app::features::invoice::{self, InvoiceError, NewInvoice};
@@ -30,14 +31,27 @@ use tempfile::TempDir;
 /// Nothing here takes as long; what does has failed.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// The program and its merchant, whatever chain they are shown.
+pub(crate) struct Program {
+    pub(crate) merchant: Receiver,
+    pub(crate) clock: Arc<dyn Clock>,
+    directory: TempDir,
+    app: Option<Arc<App>>,
+}
+
+/// The program in front of a development chain.
 pub(crate) struct World {
     pub(crate) chain: Devchain,
     pub(crate) faces: Vec<Face>,
-    pub(crate) merchant: Receiver,
-    pub(crate) clock: Arc<dyn Clock>,
     settings: Settings,
-    directory: TempDir,
-    app: Option<Arc<App>>,
+    program: Program,
+}
+
+impl Deref for World {
+    type Target = Program;
+    fn deref(&self) -> &Program {
+        &self.program
+    }
 }
 
 /// What a test wants to be otherwise.
@@ -76,55 +90,92 @@ impl World {
     }
 
     pub(crate) async fn stopped(settings: Settings) -> Self {
-        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
         let chain = Devchain::new(settings.chain.clone());
         chain.mine();
         let mut faces = Vec::new();
         for number in 0..settings.faces {
             faces.push(serve_face(&chain, &format!("face{number}")).await.unwrap());
         }
-        Self {
-            merchant: Receiver::start(Arc::clone(&clock)).await.unwrap(),
-            chain,
-            faces,
-            clock,
-            settings,
-            directory: TempDir::new().unwrap(),
-            app: None,
-        }
+        Self { chain, faces, settings, program: Program::new().await }
     }
 
     pub(crate) fn config(&self) -> Config {
-        let endpoints: Vec<String> = self
-            .faces
-            .iter()
-            .enumerate()
-            .map(|(number, face)| {
-                format!("{{ url = \"{}\", group = \"g{number}\", timeout_ms = 400 }}", face.url())
-            })
-            .collect();
-        let text = format!(
-            "[server]\nlisten = \"127.0.0.1:0\"\nauth = \"none\"\n[store]\nurl = \"sqlite://q.db\"\n\
-             [[chain]]\nid = \"eip155:31337\"\nquorum = {}\nconfirmations = {}\nroot_mode = \"{}\"\npoll_ms = 20\n\
-             start_block = 0\nrpc_endpoints = [{}]\n[[chain.asset]]\naddress = \"{}\"\nsymbol = \"DUSD\"\ndecimals = 6\n\
-             [webhook]\nallow_networks = [\"127.0.0.0/8\"]\nallow_http = true\ninitial_backoff_ms = 20\n\
-             max_backoff_ms = 200\n",
-            self.settings.quorum,
-            match self.settings.confirmations.parse::<u32>() {
-                Ok(depth) => depth.to_string(),
-                Err(_) => format!("\"{}\"", self.settings.confirmations),
-            },
-            self.settings.root_mode,
-            endpoints.join(", "),
-            CONTRACTS.dollar,
-        );
-        config::parse("test.toml", &text, self.directory.path(), &[]).unwrap().config
+        let urls: Vec<String> = self.faces.iter().map(Face::url).collect();
+        self.program.parse(&configuration(&self.settings, &urls, CONTRACTS.dollar))
     }
 
     pub(crate) async fn start(&mut self) {
         let config = self.config();
-        let ports = Ports::system(&config).unwrap();
-        self.app = Some(App::start(config, ports).await.unwrap());
+        self.program.start(config).await.unwrap();
+    }
+
+    pub(crate) fn crash(&mut self) {
+        self.program.crash();
+    }
+
+    pub(crate) fn wanted(&self, recipient: Address, amount: u64) -> NewInvoice {
+        NewInvoice {
+            chain: CHAIN,
+            asset: dollar(),
+            amount: Amount::from(amount),
+            recipient,
+            payer: None,
+            confirmations: self.settings.confirmations.parse().unwrap_or(Confirmations::Depth(2)),
+            expires_at: Timestamp::from_seconds(self.chain.head().timestamp + 3600),
+            reference: None,
+            metadata: None,
+        }
+    }
+
+    pub(crate) fn pay(&self, to: Address, amount: u64) -> alloy_primitives::B256 {
+        self.chain.send_token(CONTRACTS.dollar, 1, to, U256::from(amount)).unwrap()
+    }
+
+    pub(crate) async fn until_head(&self) {
+        self.until_block(self.chain.head().number).await;
+    }
+}
+
+/// A configuration file: providers at `urls`, each an owner of its own, and one token.
+pub(crate) fn configuration(settings: &Settings, urls: &[String], token: Address) -> String {
+    let endpoints: Vec<String> = urls
+        .iter()
+        .enumerate()
+        .map(|(number, url)| format!("{{ url = \"{url}\", group = \"g{number}\", timeout_ms = 400 }}"))
+        .collect();
+    let confirmations = match settings.confirmations.parse::<u32>() {
+        Ok(depth) => depth.to_string(),
+        Err(_) => format!("\"{}\"", settings.confirmations),
+    };
+    format!(
+        "[server]\nlisten = \"127.0.0.1:0\"\nauth = \"none\"\n[store]\nurl = \"sqlite://q.db\"\n\
+         [[chain]]\nid = \"{CHAIN}\"\nquorum = {}\nconfirmations = {confirmations}\nroot_mode = \"{}\"\npoll_ms = 20\n\
+         start_block = 0\nrpc_endpoints = [{}]\n[[chain.asset]]\naddress = \"{token}\"\nsymbol = \"DUSD\"\ndecimals = 6\n\
+         [webhook]\nallow_networks = [\"127.0.0.0/8\"]\nallow_http = true\ninitial_backoff_ms = 20\n\
+         max_backoff_ms = 200\n",
+        settings.quorum,
+        settings.root_mode,
+        endpoints.join(", "),
+    )
+}
+
+impl Program {
+    /// A merchant and an empty directory; nothing runs yet.
+    pub(crate) async fn new() -> Self {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let merchant = Receiver::start(Arc::clone(&clock)).await.unwrap();
+        Self { merchant, clock, directory: TempDir::new().unwrap(), app: None }
+    }
+
+    /// The configuration of this text, with its files in the program's own directory.
+    pub(crate) fn parse(&self, text: &str) -> Config {
+        config::parse("test.toml", text, self.directory.path(), &[]).unwrap().config
+    }
+
+    pub(crate) async fn start(&mut self, config: Config) -> Result<(), ComposeError> {
+        let ports = Ports::system(&config)?;
+        self.app = Some(App::start(config, ports).await?);
+        Ok(())
     }
 
     /// Ends the program as a crash would: nothing is finished, nothing is said.
@@ -153,30 +204,12 @@ impl World {
         row.id
     }
 
-    pub(crate) fn wanted(&self, recipient: Address, amount: u64) -> NewInvoice {
-        NewInvoice {
-            chain: CHAIN,
-            asset: dollar(),
-            amount: Amount::from(amount),
-            recipient,
-            payer: None,
-            confirmations: self.settings.confirmations.parse().unwrap_or(Confirmations::Depth(2)),
-            expires_at: Timestamp::from_seconds(self.chain.head().timestamp + 3600),
-            reference: None,
-            metadata: None,
-        }
-    }
-
     pub(crate) async fn try_create(&self, new: NewInvoice) -> Result<InvoiceRow, InvoiceError> {
         self.app().store.write(move |tx| invoice::create(tx, &new)).await
     }
 
     pub(crate) async fn create(&self, new: NewInvoice) -> InvoiceId {
         self.try_create(new).await.unwrap().invoice.id
-    }
-
-    pub(crate) fn pay(&self, to: Address, amount: u64) -> alloy_primitives::B256 {
-        self.chain.send_token(CONTRACTS.dollar, 1, to, U256::from(amount)).unwrap()
     }
 
     pub(crate) async fn invoice(&self, id: InvoiceId) -> InvoiceRow {
@@ -217,10 +250,6 @@ impl World {
         .await;
     }
 
-    pub(crate) async fn until_head(&self) {
-        self.until_block(self.chain.head().number).await;
-    }
-
     /// Asks again whenever something was committed or a moment has passed.
     pub(crate) async fn until<T>(&self, what: &str, mut ask: impl AsyncFnMut() -> Option<T>) -> T {
         let mut news = self.app().store.listen(Topic::Events);
@@ -251,4 +280,3 @@ impl World {
         .await;
     }
 }
-
