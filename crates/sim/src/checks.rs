@@ -164,6 +164,8 @@ pub struct Case<'a> {
     pub acknowledged: Vec<InvoiceId>,
     /// The endpoints, in the order of the merchants.
     pub endpoints: &'a [EndpointId],
+    /// The lowest block that ever held a transaction, dropped ones included.
+    pub earliest: &'a BTreeMap<B256, u64>,
 }
 
 /// Everything that is wrong with the books after the storm.
@@ -303,7 +305,7 @@ fn statuses_follow(case: &Case<'_>, findings: &mut Vec<String>) {
             let ours = transfer.recipient == invoice.recipient
                 && transfer.asset == invoice.asset
                 && invoice.payer.is_none_or(|payer| payer == transfer.payer);
-            if ours && (is_for_sure(invoice, transfer) || counted.contains(&transfer.key)) {
+            if ours && (is_for_sure(case, invoice, transfer) || counted.contains(&transfer.key)) {
                 let sum = if transfer.time > invoice.expires_at { &mut late } else { &mut in_time };
                 *sum = sum.saturating_add(transfer.amount.units());
             }
@@ -322,12 +324,11 @@ fn statuses_follow(case: &Case<'_>, findings: &mut Vec<String>) {
     }
 }
 
-/// Money that came before its invoice has to be the exact amount, if no payer is named. It may have come later in a
-/// block that was dropped since, so other amounts are neither expected nor refused.
-fn is_for_sure(invoice: &Invoice, transfer: &Transfer) -> bool {
-    transfer.block.number > invoice.created_block
-        || invoice.payer.is_some()
-        || transfer.amount == invoice.amount
+/// Money that came before its invoice has to be the exact amount, if no payer is named. What was decided when
+/// it was first seen stands, in whatever block it is now; so other amounts are neither expected nor refused.
+fn is_for_sure(case: &Case<'_>, invoice: &Invoice, transfer: &Transfer) -> bool {
+    let first_seen = case.earliest.get(&transfer.key.tx).copied().unwrap_or(0);
+    first_seen > invoice.created_block || invoice.payer.is_some() || transfer.amount == invoice.amount
 }
 
 /// Each invoice's events are numbered without gaps, and each settled one was told of.

@@ -5,6 +5,8 @@
 //!
 //! Deliberately absent: power loss. What the disk had not synced is not lost here.
 
+use std::cell::Cell;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,6 +41,15 @@ pub enum Ended<T> {
     Died,
 }
 
+/// How the process takes its leave when its story is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Leave {
+    /// Without notice.
+    Killed,
+    /// It is asked to stop, and given its time.
+    Stopped,
+}
+
 /// Why there was no life, or none that could end.
 #[derive(Debug, thiserror::Error)]
 pub enum NoLife {
@@ -65,7 +76,7 @@ pub fn live<T>(
     config: Config,
     seed: u64,
     drive: Drive,
-    story: impl AsyncFnOnce(&App) -> T,
+    story: impl AsyncFnOnce(&App) -> (T, Leave),
 ) -> Result<Ended<T>, NoLife> {
     let turned = world.clock().clone();
     let runtime =
@@ -110,29 +121,43 @@ async fn work_and_tell<T>(
     config: Config,
     ports: Ports,
     drive: Drive,
-    story: impl AsyncFnOnce(&App) -> T,
+    story: impl AsyncFnOnce(&App) -> (T, Leave),
 ) -> Result<T, NoLife> {
     let app = match drive {
         Drive::Stepped => App::prepare(config, ports).await?,
         Drive::Dispatched => App::start(config, ports).await?,
     };
     world.attach(app.store.clone(), drive == Drive::Dispatched);
-    let work = async {
+    let leaving = Cell::new(false);
+    let mut work = pin!(async {
         match drive {
-            Drive::Stepped => step(&app).await,
+            Drive::Stepped => step(&app, &leaving).await,
             Drive::Dispatched => Err(app.store.failed().await),
         }
-    };
-    tokio::select! {
+    });
+    let (told, leave) = tokio::select! {
         biased;
-        told = story(&app) => Ok(told),
-        failed = work => failed.map_err(NoLife::Store),
+        told = story(&app) => told,
+        failed = &mut work => return failed.map_err(NoLife::Store),
+    };
+    if leave == Leave::Stopped {
+        leaving.set(true);
+        tokio::select! {
+            biased;
+            () = app.stop() => {}
+            failed = &mut work => return failed.map_err(NoLife::Store),
+        }
     }
+    Ok(told)
 }
 
-async fn step<T>(app: &App) -> Result<T, StoreError> {
+async fn step<T>(app: &App, leaving: &Cell<bool>) -> Result<T, StoreError> {
     loop {
-        if app.engine.step().await? == 0 {
+        let done = app.engine.step().await?;
+        if leaving.get() {
+            std::future::pending::<()>().await;
+        }
+        if done == 0 {
             let now = app.clock.now();
             let due = app.engine.next_due().await?.map_or(LOOK, |due| due.since(now));
             app.clock.sleep(due.clamp(Duration::from_millis(1), LOOK)).await;

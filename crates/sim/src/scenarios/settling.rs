@@ -33,7 +33,7 @@ use durable::store::StoreError;
 
 use crate::checks::{self, Books, Case};
 use crate::clock::SimClock;
-use crate::crash::{Drive, Ended, NoLife, live};
+use crate::crash::{Drive, Ended, Leave, NoLife, live};
 use crate::world::{Arrival, Manner, World};
 
 const CHAIN: ChainId = ChainId::eip155(31_337);
@@ -177,6 +177,8 @@ struct Storm {
     agenda: VecDeque<(Duration, Act)>,
     endpoints: Vec<EndpointId>,
     stale: Option<B256>,
+    /// The lowest block that ever held a transaction, dropped ones included.
+    earliest: BTreeMap<B256, u64>,
     lives: u64,
 }
 
@@ -222,6 +224,7 @@ impl Storm {
             agenda: VecDeque::new(),
             endpoints: Vec::new(),
             stale: None,
+            earliest: BTreeMap::new(),
             lives: 0,
         };
         storm.plan();
@@ -507,10 +510,8 @@ impl Storm {
         world.note("life", &self.lives.to_string());
         let ended = live(&world, config, seed, drive, async |app| {
             let told = self.tell(app).await;
-            if told == Told::Restart {
-                app.stop().await;
-            }
-            told
+            let leave = if told == Told::Restart { Leave::Stopped } else { Leave::Killed };
+            (told, leave)
         });
         match ended {
             Ok(Ended::Told(told)) => Ok(told),
@@ -526,11 +527,7 @@ impl Storm {
         let mut before = None;
         for _ in 0..2 {
             let looked = live(&world, config.clone(), self.seed, Drive::Stepped, async |app| {
-                let books = Books::read(&app.store, CHAIN)?;
-                let truth = checks::truth(self.world.chain(), CHAIN, &TOKENS);
-                let case = self.case(&books, &truth, &[]);
-                let findings = checks::bundles_hold(app, &case).await?;
-                Ok::<_, StoreError>((books, findings))
+                (self.look_at(app).await, Leave::Killed)
             });
             let (books, findings) = match looked {
                 Ok(Ended::Told(looked)) => looked.map_err(|error| error.to_string())?,
@@ -546,6 +543,13 @@ impl Storm {
         before.ok_or_else(|| "nothing was looked at".to_owned())
     }
 
+    async fn look_at(&self, app: &App) -> Result<(Books, Vec<String>), StoreError> {
+        let books = Books::read(&app.store, CHAIN)?;
+        let truth = checks::truth(self.world.chain(), CHAIN, &TOKENS);
+        let findings = checks::bundles_hold(app, &self.case(&books, &truth, &[])).await?;
+        Ok((books, findings))
+    }
+
     fn case<'a>(
         &'a self,
         books: &'a Books,
@@ -559,6 +563,7 @@ impl Storm {
             arrivals,
             acknowledged: self.invoices.iter().filter_map(|planned| planned.made).collect(),
             endpoints: &self.endpoints,
+            earliest: &self.earliest,
         }
     }
 
@@ -651,13 +656,26 @@ impl Storm {
         Ok(())
     }
 
-    fn mine(&self) {
+    fn mine(&mut self) {
         let chain = self.world.chain();
         let now = u64::try_from(self.world.clock().now().as_seconds()).unwrap_or(0);
         // After a reorganisation the chain may be a little ahead of the clock.
         let at = now.max(chain.head().timestamp + 1);
         if let Err(error) = chain.mine_at(at) {
             self.world.find(format!("the chain refuses a block: {error}"));
+        }
+        self.remember_blocks(1);
+    }
+
+    /// Notes which transactions the last blocks hold.
+    fn remember_blocks(&mut self, count: u64) {
+        let chain = self.world.chain();
+        let head = chain.head().number;
+        for block in (0..count).filter_map(|back| chain.block(head.checked_sub(back)?)) {
+            for tx in block.transactions() {
+                let lowest = self.earliest.entry(*tx.tx_hash()).or_insert(u64::MAX);
+                *lowest = block.number().min(*lowest);
+            }
         }
     }
 
@@ -671,7 +689,10 @@ impl Storm {
         }
         let new_length = reorg.new_length.min(depth + 1);
         match chain.reorg_with(Reorg { depth, new_length, ..reorg }) {
-            Ok(reorged) => self.stale = reorged.dropped.last().copied(),
+            Ok(reorged) => {
+                self.stale = reorged.dropped.last().copied();
+                self.remember_blocks(new_length);
+            }
             Err(error) => self.world.note("no reorg", &error.to_string()),
         }
     }
