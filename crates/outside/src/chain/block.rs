@@ -1,6 +1,6 @@
 //! A block and the transfers in it, from checked data to what a feature may act on.
 //!
-//! Guarantees: a [`Body`] exists only for receipts (and, where something matched, transactions) whose
+//! Guarantees: a body exists only for receipts (and, where something matched, transactions) whose
 //! roots are those of the header; a transfer's hash, indices and amounts come from those bytes alone.
 //! A log that does not look like a transfer is passed over, never an error: one poisoned row does not
 //! stop the block for others.
