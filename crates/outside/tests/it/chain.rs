@@ -184,13 +184,12 @@ async fn heights_come_from_the_kth_group() {
     panic!("the heights of the honest groups were never reached");
 }
 
-/// Each of these faults of one provider out of three changes nothing in what is read.
-#[tokio::test]
-async fn one_faulty_provider_changes_nothing() {
+/// Everything that can be wrong with one provider.
+pub(crate) fn every_fault() -> Vec<(&'static str, Faults)> {
     let fault = Faults::default;
     let forged =
         ForgedTransfer { token: CONTRACTS.dollar, from: payee(1), to: payee(0xbb), value: U256::from(999) };
-    let every_fault = [
+    vec![
         ("hang", Faults { hang: true, ..fault() }),
         ("503", Faults { status: Some(HttpStatus { code: 503, retry_after_secs: None }), ..fault() }),
         ("429", Faults { status: Some(HttpStatus { code: 429, retry_after_secs: Some(30) }), ..fault() }),
@@ -273,9 +272,14 @@ async fn one_faulty_provider_changes_nothing() {
                 ..fault()
             },
         ),
-    ];
+    ]
+}
+
+/// Each fault of one provider out of three changes nothing in what is read.
+#[tokio::test]
+async fn one_faulty_provider_changes_nothing() {
     // The faults are independent of each other: play them side by side.
-    let rounds = every_fault.into_iter().map(|(name, faults)| async move {
+    let rounds = every_fault().into_iter().map(|(name, faults)| async move {
         for faulty in 0..3 {
             let mut net = Net::new(Plan { timeout: Duration::from_secs(10), ..Plan::default() }).await;
             net.faults(faulty, faults.clone());

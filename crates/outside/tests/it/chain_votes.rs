@@ -6,9 +6,10 @@ use alloy_primitives::{B256, U256};
 use devchain::token::CONTRACTS;
 use devchain::{Config, Faults, ForgedLog, LogPick, Reach, ReceiptsLie, Replay};
 use domain::chain::{Asset, EvidenceLevel};
+use futures::StreamExt;
 use outside::chain::{ClaimOutcome, FaultKind, ProvenBlock, RootMode, StallKind, Watch, verify};
 
-use super::chain::{Net, Plan, amounts, dollars, payee};
+use super::chain::{Net, Plan, amounts, dollars, every_fault, payee};
 
 async fn opaque() -> Net {
     let config = Config { opaque_receipts_root: true, ..Config::default() };
@@ -229,4 +230,33 @@ async fn evidence_of_a_vote_proves_nothing_and_says_so() {
     assert!(!verified.is_proven());
     assert!(verified.unproven.contains(&"transfer"));
     assert!(evidence[0].voters().len() >= 2);
+}
+
+/// Each fault of one provider out of three neither hides a payment nor makes one up.
+#[tokio::test]
+async fn one_faulty_provider_changes_nothing_in_a_vote() {
+    let rounds = every_fault().into_iter().map(|(name, faults)| async move {
+        for faulty in 0..3 {
+            // A provider that hangs is waited for: only its own deadline bounds a vote.
+            let timeout = Duration::from_millis(if faults.hang { 400 } else { 10_000 });
+            let config = Config { opaque_receipts_root: true, ..Config::default() };
+            let net = Net::new(Plan { mode: RootMode::None, config, timeout, ..Plan::default() }).await;
+            net.faults(faulty, faults.clone());
+            for n in 1..=2 {
+                net.pay(payee(0xaa), n);
+                net.chain.mine();
+            }
+            for number in 1..=2 {
+                let read = net.reader.read_block(number, &dollars()).await;
+                let block = read.unwrap_or_else(|stall| panic!("{name} at {faulty}: {stall}"));
+                assert_eq!(
+                    amounts(&block.transfers, payee(0xaa)),
+                    [number.to_string()],
+                    "{name} at {faulty}"
+                );
+                assert!(amounts(&block.transfers, payee(0xbb)).is_empty(), "{name} at {faulty}");
+            }
+        }
+    });
+    Box::pin(futures::stream::iter(rounds).buffer_unordered(4).for_each(|()| std::future::ready(()))).await;
 }

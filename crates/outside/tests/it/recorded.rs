@@ -68,6 +68,12 @@ fn an_op_stack_block_with_a_deposit_verifies() {
 }
 
 #[test]
+fn ethereum_blocks_verify() {
+    assert_eq!(check(include_str!("recorded/ethereum-46147.json")), 1);
+    assert_eq!(check(include_str!("recorded/anvil-1.json")), 4);
+}
+
+#[test]
 fn an_op_stack_block_does_not_verify_as_an_ethereum_block() {
     let text = include_str!("recorded/unichain-sepolia-35535698.json").replacen("\"op\"", "\"eth\"", 1);
     assert!(std::panic::catch_unwind(|| check(&text)).is_err());
