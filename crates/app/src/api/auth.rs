@@ -286,7 +286,7 @@ mod tests {
         assert_eq!(key.len(), 53);
         assert_ne!(*key, *mint_key(&Chance::from_seed(8)));
         for index in 0..key.len() {
-            let mut bytes = key.clone().into_bytes();
+            let mut bytes = key.as_bytes().to_vec();
             bytes[index] = if bytes[index] == b'x' { b'y' } else { b'x' };
             assert!(!is_well_formed(std::str::from_utf8(&bytes).unwrap()), "position {index}");
         }

@@ -7,7 +7,7 @@ use std::collections::HashSet;
 use std::fmt;
 use std::str::FromStr;
 
-use axum::body::to_bytes;
+use axum::body::{HttpBody, to_bytes};
 use axum::extract::{FromRequest, FromRequestParts, Request};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::request::Parts;
@@ -33,6 +33,11 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Body<T> {
     async fn from_request(request: Request, state: &AppState) -> Result<Self, Problem> {
         let json = is_json(request.headers());
         let limit = state.config.server.max_body_bytes;
+        // What is announced to be too large is not waited for.
+        let announced = usize::try_from(request.body().size_hint().lower()).unwrap_or(usize::MAX);
+        if announced > limit {
+            return Err(Problem::too_large(limit));
+        }
         let bytes = match to_bytes(request.into_body(), limit).await {
             Ok(bytes) => Vec::from(bytes),
             Err(error) if is_too_large(&error) => return Err(Problem::too_large(limit)),

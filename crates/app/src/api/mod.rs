@@ -39,7 +39,7 @@ mod invoices;
 mod payments;
 mod problem;
 mod server;
-mod system;
+pub(crate) mod system;
 pub(crate) mod webhooks;
 
 pub(crate) use events::follow;

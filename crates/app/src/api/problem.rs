@@ -219,7 +219,8 @@ impl From<StoreError> for Problem {
             StoreError::Failed(_) | StoreError::Closed => {
                 unavailable("store_stopped", "nothing more is written until the process is started again")
             }
-            StoreError::Busy => unavailable("store_busy", "another process is writing; ask again"),
+            StoreError::Busy => unavailable("store_busy", "another process is writing; ask again")
+                .of_outcome(Outcome::DidNotHappen),
             StoreError::TooLarge => Self::field("", "a number is too large to be stored"),
             other => {
                 tracing::error!(error = %other, "a request met an unexpected error of the store");
@@ -309,16 +310,14 @@ fn render(response: &mut Response, problem: &Fields) {
     }
 }
 
-/// Says what is known of a changing request that did not succeed: only here the method is known.
+/// Says what is known of a changing request that did not succeed, and of no other: only here the method is known.
 pub(super) async fn tell_outcome(request: Request, next: Next) -> Response {
     let changes = !matches!(*request.method(), Method::GET | Method::HEAD | Method::OPTIONS);
     let mut response = next.run(request).await;
-    if let Some(mut problem) = response.extensions_mut().remove::<Problem>()
-        && changes
-        && problem.0.outcome.is_none()
-    {
-        let refused = response.status().is_client_error();
-        problem.0.outcome = Some(if refused { Outcome::DidNotHappen } else { Outcome::Unknown });
+    if let Some(mut problem) = response.extensions_mut().remove::<Problem>() {
+        let usual =
+            if response.status().is_client_error() { Outcome::DidNotHappen } else { Outcome::Unknown };
+        problem.0.outcome = changes.then(|| problem.0.outcome.unwrap_or(usual));
         render(&mut response, &problem.0);
     }
     response

@@ -103,7 +103,7 @@ pub(super) async fn metrics(State(state): State<AppState>) -> Result<Response, P
 }
 
 /// Takes over what others count: the store, the engine, the readers.
-async fn refresh(state: &AppState) -> Result<(), StoreError> {
+pub(crate) async fn refresh(state: &AppState) -> Result<(), StoreError> {
     let now = state.clock.now();
     let gauges = state.store.read(move |query| count(query, now)).await?;
     let telemetry = &state.telemetry;

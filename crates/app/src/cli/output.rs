@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn tables_line_up_and_hide_control_characters() {
         let rows = [json!({"id": "a", "n": 1}), json!({"id": "bb\u{1b}[31m", "n": null})];
-        assert_eq!(table(&rows, &[("ID", "/id"), ("N", "/n")]), "ID        N\na         1\nbb [31m   -");
+        assert_eq!(table(&rows, &[("ID", "/id"), ("N", "/n")]), "ID       N\na        1\nbb [31m  -");
         assert_eq!(table(&[], &[("ID", "/id")]), "nothing");
     }
 }

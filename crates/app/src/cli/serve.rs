@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
 
 use super::output::Output;
 use super::{Failure, environment};
@@ -56,20 +57,27 @@ async fn bind(config: &mut Config) -> Result<TcpListener, Failure> {
 }
 
 async fn until_told_to_stop(app: Arc<App>, listener: TcpListener) -> Result<(), Failure> {
-    let shell = Shell::new(Arc::clone(&app));
-    let store = app.store.clone();
-    let mut failure = None;
-    let stop = async {
-        tokio::select! {
-            name = told_to_stop() => tracing::info!(signal = name, "stopping"),
-            error = store.failed() => {
-                tracing::error!(%error, "the store failed: the process ends");
-                failure = Some(Failure::new(error.to_string()));
-            }
-        }
+    let (tell, mut told) = watch::channel(false);
+    let stop = async move {
+        // That the sender is gone means the same.
+        let _ = told.wait_for(|stop| *stop).await;
     };
-    serve(shell, listener, stop).await;
-    app.stop().await;
+    let working = async {
+        let failure = tokio::select! {
+            name = told_to_stop() => {
+                tracing::info!(signal = name, "stopping");
+                None
+            }
+            error = app.store.failed() => {
+                tracing::error!(%error, "the store failed: the process ends");
+                Some(Failure::new(error.to_string()))
+            }
+        };
+        tell.send_replace(true);
+        app.stop().await;
+        failure
+    };
+    let ((), failure) = tokio::join!(serve(Shell::new(Arc::clone(&app)), listener, stop), working);
     tracing::info!("stopped");
     failure.map_or(Ok(()), Err)
 }

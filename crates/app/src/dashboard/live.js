@@ -26,7 +26,7 @@
   }
   if (mode === "events") {
     let soon = null;
-    const later = () => { if (!soon) soon = setTimeout(() => { soon = null; refresh(); }, 250); };
+    const later = () => { if (!soon) soon = setTimeout(() => { soon = null; refresh(); }, 1000); };
     const source = new EventSource("/live");
     // Event types are many and may grow; every one of them only means: look again.
     source.onmessage = later;

@@ -11,6 +11,7 @@ use maud::{Markup, html};
 use super::page::{Live, amount, frame, network};
 use crate::api::AppState;
 use crate::api::chains::{ChainView, ProviderView, chain_views, provider_views};
+use crate::api::system::refresh;
 use crate::api::webhooks::{DeliveryView, delivery_views};
 use crate::config::Auth;
 
@@ -38,6 +39,7 @@ pub(super) struct Overview {
 
 impl Overview {
     pub(super) async fn read(state: &AppState) -> Result<Self, StoreError> {
+        refresh(state).await?;
         let chains = chain_views(state).await?;
         let (providers, now) = (provider_views(state), state.clock.now());
         state.store.read(move |query| Self::read_rows(query, chains, providers, now)).await
