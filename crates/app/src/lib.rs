@@ -8,6 +8,7 @@ pub mod cli;
 pub mod compose;
 pub mod config;
 pub mod dashboard;
+mod dev;
 pub mod features;
 pub mod ledger;
 pub mod reactions;

@@ -16,7 +16,7 @@ mod doctor;
 mod keys;
 mod listen;
 mod local;
-mod output;
+pub(crate) mod output;
 mod remote;
 mod serve;
 
@@ -49,6 +49,8 @@ struct Cli {
 enum Command {
     /// Run the engine, the API and the dashboard.
     Serve,
+    /// See it work: an embedded chain, five providers and a merchant, everything broken on purpose, every claim checked.
+    Dev(crate::dev::DevArgs),
     /// Write a commented quittance.toml to begin with.
     Init(local::Init),
     /// Say whether the configuration is valid, and what is wrong if not.
@@ -153,6 +155,7 @@ async fn run(cli: Cli, output: Output) -> Result<(), Failure> {
     let config = cli.config.as_deref();
     match cli.command {
         Command::Serve => serve::run(config, output).await,
+        Command::Dev(dev) => crate::dev::run(dev, output).await,
         Command::Init(init) => init.run(output),
         Command::CheckConfig(check) => check.run(config, output),
         Command::Doctor => doctor::run(config, output).await,

@@ -1,0 +1,184 @@
+//! Chapter 7: the whole run is audited against the chain and the merchant, and compared with what naive readers made of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use alloy_primitives::U256;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use crate::dev::claims::{Stuck, Verdict};
+use crate::dev::naive::{Comparison, compare};
+use crate::dev::server::{Invoice, PATIENCE};
+use crate::dev::tour::Tour;
+
+#[derive(Deserialize)]
+struct Event {
+    id: String,
+}
+
+pub(super) async fn play(tour: &mut Tour) -> Result<Vec<Comparison>, Stuck> {
+    tour.teller.chapter("7. The books, and what others would have made of the same run");
+    let invoices = tour.server.invoices().await?;
+    let events = tour.server.events().await?;
+    deliveries_are_done(tour, events.len()).await?;
+    every_sum(tour, &invoices);
+    every_event(tour, &events);
+    in_order(tour);
+    let repeated = tour.server.repeated();
+    if repeated > 0 {
+        tour.teller
+            .say(format_args!("  ({repeated} API calls got no answer and were repeated with the same key.)"));
+    }
+    let comparison = compared(tour, &invoices);
+    table(tour, &comparison);
+    let (ours, naive) = comparison.split_first().ok_or_else(|| Stuck::new("a comparison", "none"))?;
+    tour.teller.claim(
+        "the product lost, invented, doubled and forgot nothing",
+        format!("{} of {} invoices settled", ours.credited, tour.issued.len()),
+        Verdict::that(ours.is_clean(), "nothing wrong", format!("{ours:?}")),
+    );
+    let clean: Vec<String> =
+        naive.iter().filter(|one| one.is_clean()).map(|one| one.reader.clone()).collect();
+    tour.teller.claim(
+        "every naive reader of the same run went wrong",
+        format!("{} readers", naive.len()),
+        Verdict::none("a mistake of each", &clean),
+    );
+    Ok(comparison)
+}
+
+async fn deliveries_are_done(tour: &Tour, events: usize) -> Result<(), Stuck> {
+    tour.merchant.wait("every event", PATIENCE, |books| (books.inbox.len() >= events).then_some(())).await
+}
+
+fn every_sum(tour: &mut Tour, invoices: &[Invoice]) {
+    let by_id: BTreeMap<&str, &Invoice> = invoices.iter().map(|one| (one.id.as_str(), one)).collect();
+    let mut wrong = Vec::new();
+    let mut total = U256::ZERO;
+    for issued in &tour.issued {
+        let balance = tour.world.dollars_of(issued.recipient);
+        total = total.saturating_add(balance);
+        let expected = if balance.is_zero() { "open" } else { "settled" };
+        match by_id.get(issued.id.as_str()) {
+            Some(seen)
+                if seen.amount_paid == balance.to_string()
+                    && seen.amount_confirmed == seen.amount_paid
+                    && seen.status == expected => {}
+            Some(seen) => wrong.push(format!(
+                "{}: {balance} on the chain, {} {} here",
+                issued.id, seen.status, seen.amount_paid
+            )),
+            None => wrong.push(format!("{} is missing", issued.id)),
+        }
+    }
+    tour.teller.claim(
+        "the sum and state of every invoice are what the chain says, to the last unit",
+        format!("{} invoices, {total} base units", tour.issued.len()),
+        Verdict::none("no difference", &wrong),
+    );
+}
+
+/// The durable event log and the merchant's inbox hold the same bytes.
+fn every_event(tour: &mut Tour, events: &[Box<RawValue>]) {
+    let mut wrong = Vec::new();
+    let mut known = BTreeSet::new();
+    let (repeats, refused) = tour.merchant.look(|books| {
+        let inbox: BTreeMap<&str, &[u8]> =
+            books.inbox.iter().map(|message| (message.id.as_str(), message.body.as_ref())).collect();
+        for event in events {
+            let Ok(Event { id }) = serde_json::from_str(event.get()) else {
+                wrong.push("an event without an id".to_owned());
+                continue;
+            };
+            match inbox.get(id.as_str()) {
+                Some(body) if *body == event.get().as_bytes() => {}
+                Some(_) => wrong.push(format!("{id} has other bytes at the merchant")),
+                None => wrong.push(format!("{id} never reached the merchant")),
+            }
+            known.insert(id);
+        }
+        let strangers = books.inbox.iter().filter(|message| !known.contains(&message.id));
+        wrong.extend(strangers.map(|message| format!("{} is not in the log", message.id)));
+        wrong.extend(books.altered.iter().map(|id| format!("{id} came with other bytes")));
+        (books.repeats, books.refused.clone())
+    });
+    tour.teller.claim(
+        "every event of the log reached the merchant, byte for byte, with a signature that held",
+        format!("{} events, {repeats} requests came more than once and were recognised", events.len()),
+        Verdict::none("no difference", &wrong).and(Verdict::none("no refused signature", &refused)),
+    );
+}
+
+/// Per invoice: 1, 2, 3, … without a gap, in the order in which the merchant acted.
+fn in_order(tour: &mut Tour) {
+    let issued = &tour.issued;
+    let (wrong, longest) = tour.merchant.look(|books| {
+        let mut wrong = Vec::new();
+        let mut longest = 0;
+        for invoice in issued {
+            let sequence: Vec<u64> = books.about(&invoice.id).map(|message| message.sequence).collect();
+            longest = longest.max(sequence.len());
+            if sequence.iter().zip(1..).any(|(seen, expected)| *seen != expected) {
+                wrong.push(format!("{}: {sequence:?}", invoice.id));
+            }
+        }
+        (wrong, longest)
+    });
+    tour.teller.claim(
+        "the events of each invoice came in order and without a gap",
+        format!("up to {longest} events for one invoice"),
+        Verdict::none("1, 2, 3, …", &wrong),
+    );
+}
+
+/// The product first, then one naive reader for each provider; all by the same measure.
+fn compared(tour: &Tour, invoices: &[Invoice]) -> Vec<Comparison> {
+    let settled: BTreeMap<&str, U256> = invoices
+        .iter()
+        .filter(|one| one.status == "settled")
+        .map(|one| (one.id.as_str(), one.amount_confirmed.parse().unwrap_or_default()))
+        .collect();
+    let paid = |one: &crate::dev::naive::Issued| tour.world.dollars_of(one.recipient);
+    tour.merchant.look(|books| {
+        let ours = compare(
+            "quittance",
+            &tour.issued,
+            paid,
+            |one| settled.get(one.id.as_str()).copied().unwrap_or_default(),
+            |one| books.orders.get(&one.id).is_some_and(|order| order.paid),
+        );
+        let naive = tour.naive.iter().map(|reader| {
+            compare(
+                &format!("naive on {}", reader.name()),
+                &tour.issued,
+                paid,
+                |one| reader.credited_to(one.recipient),
+                |one| books.told.get(reader.name()).is_some_and(|told| told.contains(&one.id)),
+            )
+        });
+        std::iter::once(ours).chain(naive).collect()
+    })
+}
+
+fn table(tour: &mut Tour, rows: &[Comparison]) {
+    tour.teller.say(
+        "  A naive watcher (one provider, its logs believed, no memory of transactions, one webhook without retry),\n  run on each provider during this tour:",
+    );
+    tour.teller.say(format_args!(
+        "    {:<18}{:>9}{:>7}{:>10}{:>9}{:>8}{:>17}{:>13}",
+        "", "credited", "lost", "invented", "doubled", "untold", "money invented", "money lost"
+    ));
+    for row in rows {
+        tour.teller.say(format_args!(
+            "    {:<18}{:>9}{:>7}{:>10}{:>9}{:>8}{:>17}{:>13}",
+            row.reader,
+            row.credited,
+            row.lost,
+            row.invented,
+            row.doubled,
+            row.untold,
+            row.money_invented,
+            row.money_lost,
+        ));
+    }
+}
