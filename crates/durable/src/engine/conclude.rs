@@ -208,3 +208,187 @@ impl Conclusion<'_> {
         self.lease.attempt.attempt.saturating_sub(1)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use domain::id::{Incarnation, JobId};
+    use proptest::prelude::*;
+
+    use super::super::claim::{Order, Room, claim};
+    use super::super::desk::Desk;
+    use super::super::recording::{EnqueueOptions, enqueue};
+    use super::super::work::{AfterCrash, Attempt, Catalog, Policy, Work};
+    use super::*;
+    use crate::params;
+    use crate::store::ReadOnly;
+
+    struct Tally;
+
+    impl Work for Tally {
+        const KIND: &'static str = "tally";
+        const AFTER_CRASH: AfterCrash = AfterCrash::Rerun;
+        type Input = ();
+        type Fact = bool;
+
+        async fn perform(&self, (): &(), _: &Attempt, _: &ReadOnly) -> Result<bool, Trouble> {
+            Ok(true)
+        }
+
+        fn record(
+            recording: &mut Recording<'_>,
+            (): &(),
+            attempt: &Attempt,
+            _: Result<&bool, &Trouble>,
+        ) -> Result<Next, StoreError> {
+            recording.execute("insert into written (job) values ($1)", params![attempt.job])?;
+            // Due again at once: the same job is leased over and over.
+            Ok(Next::Again { at: recording.now() })
+        }
+    }
+
+    /// What two workers, a rescuer and an operator may do, in any order. Numbers choose among what is there.
+    #[derive(Debug, Clone)]
+    enum Move {
+        Claim { worker: bool },
+        Conclude(usize, End),
+        Rescue,
+        Cancel(usize),
+        Enqueue,
+        Pass(u64),
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum End {
+        Record,
+        Crash,
+        Interrupt,
+    }
+
+    fn moves() -> impl Strategy<Value = Vec<Move>> {
+        let end = prop_oneof![Just(End::Record), Just(End::Crash), Just(End::Interrupt)];
+        let one = prop_oneof![
+            3 => any::<bool>().prop_map(|worker| Move::Claim { worker }),
+            5 => (any::<usize>(), end).prop_map(|(lease, end)| Move::Conclude(lease, end)),
+            2 => Just(Move::Rescue),
+            1 => any::<usize>().prop_map(Move::Cancel),
+            2 => Just(Move::Enqueue),
+            2 => (0u64..200).prop_map(Move::Pass),
+        ];
+        prop::collection::vec(one, 1..80)
+    }
+
+    /// The engine's rows, moved by hand, and a model of who may write.
+    struct Rows {
+        tx: Tx,
+        kind: Arc<Kind>,
+        now: Timestamp,
+        chance: Chance,
+        /// Every lease ever given, the valid and the stale: late workers come back.
+        leases: Vec<(Incarnation, Lease)>,
+        /// Which lease of each job is the valid one, by the model.
+        valid: BTreeMap<JobId, u64>,
+        _dir: tempfile::TempDir,
+    }
+
+    impl Rows {
+        fn new() -> Self {
+            let dir = tempfile::tempdir().unwrap();
+            let chance = Chance::from_seed(1);
+            let mut tx = Tx::scratch(&dir.path().join("db"), chance.clone());
+            tx.execute("create table written (job blob)", params![]).unwrap();
+            let mut catalog = Catalog::new();
+            let policy = Policy { max_crashes: u32::MAX, ..Policy::default() };
+            catalog.register(Tally, policy).unwrap();
+            let kind = catalog.into_kinds().pop().unwrap();
+            let now = Timestamp::from_seconds(1_000_000);
+            Self { tx, kind, now, chance, leases: Vec::new(), valid: BTreeMap::new(), _dir: dir }
+        }
+
+        fn written(&self) -> usize {
+            self.tx.query("select job from written", params![], |_| Ok(())).unwrap().len()
+        }
+
+        fn turn(&mut self, step: &Move, workers: [Incarnation; 2]) -> Result<(), TestCaseError> {
+            self.tx.at(self.now);
+            match step {
+                Move::Claim { worker } => self.claim(workers[usize::from(*worker)])?,
+                Move::Conclude(which, end) => self.conclude(*which, *end)?,
+                Move::Rescue => {
+                    // All workers are silent: whoever is past the time to be heard loses its leases.
+                    let nobody = Incarnation::mint(self.now, &self.chance);
+                    queue::rescue_expired(&mut self.tx, nobody, self.now).unwrap();
+                    self.valid.clear();
+                }
+                Move::Cancel(which) => {
+                    if let Some(job) = self.valid.keys().nth(which % self.valid.len().max(1)).copied() {
+                        queue::delete(&mut self.tx, job).unwrap();
+                        self.valid.remove(&job);
+                    }
+                }
+                Move::Enqueue => {
+                    enqueue::<Tally>(&mut self.tx, &(), EnqueueOptions::default()).unwrap();
+                }
+                Move::Pass(seconds) => self.now = self.now + Duration::from_secs(*seconds),
+            }
+            Ok(())
+        }
+
+        fn claim(&mut self, me: Incarnation) -> Result<(), TestCaseError> {
+            let room = Room { kind: Arc::clone(&self.kind), index: 0, free: 2 };
+            let order = Order { me, kinds: vec![room], most: 2, looks: Vec::new() };
+            for lease in claim(&mut self.tx, &Desk::new(1), &order).unwrap().leases {
+                let (job, epoch) = (lease.attempt.job, lease.epoch);
+                prop_assert!(!self.valid.contains_key(&job), "leased while leased");
+                let before =
+                    self.leases.iter().filter(|(_, old)| old.attempt.job == job).map(|(_, old)| old.epoch);
+                prop_assert!(before.max().is_none_or(|before| before < epoch), "an epoch came back");
+                self.valid.insert(job, epoch);
+                self.leases.push((me, lease));
+            }
+            Ok(())
+        }
+
+        fn conclude(&mut self, which: usize, end: End) -> Result<(), TestCaseError> {
+            let Some((_, lease)) = self.leases.get(which % self.leases.len().max(1)) else { return Ok(()) };
+            let ended = match end {
+                End::Record => Ended::Outcome(
+                    self.kind
+                        .conclude(&lease.input, Trouble::Again { after: None, why: String::new() })
+                        .unwrap(),
+                ),
+                End::Crash => Ended::Crashed("crash".into()),
+                End::Interrupt => Ended::Interrupted,
+            };
+            let before = self.written();
+            let concluded = conclude(&mut self.tx, &self.kind, lease, &ended, &self.chance).unwrap();
+            let wrote = self.written() - before;
+            if self.valid.get(&lease.attempt.job) == Some(&lease.epoch) {
+                prop_assert_ne!(concluded, Concluded::Stale);
+                prop_assert_eq!(wrote, usize::from(matches!(end, End::Record)));
+                self.valid.remove(&lease.attempt.job);
+            } else {
+                prop_assert_eq!(concluded, Concluded::Stale);
+                prop_assert_eq!(wrote, 0, "a stale lease wrote");
+            }
+            Ok(())
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// A job has at most one valid (job, epoch) holder; no other ever writes.
+        #[test]
+        fn only_the_valid_holder_of_an_epoch_writes(moves in moves()) {
+            let mut rows = Rows::new();
+            let workers = [Incarnation::mint(rows.now, &rows.chance), Incarnation::mint(rows.now, &rows.chance)];
+            for step in &moves {
+                rows.turn(step, workers)?;
+            }
+        }
+    }
+}

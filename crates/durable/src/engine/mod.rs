@@ -252,8 +252,8 @@ impl Engine {
         let taken = round.leases.len();
         for lease in round.leases {
             Box::pin(work_off(Arc::clone(&self.shared), Arc::new(lease))).await;
-            self.shared.all_ended().await;
         }
+        self.shared.all_ended().await;
         self.shared.bury_broken().await?;
         Ok(taken)
     }
@@ -482,7 +482,7 @@ impl Shared {
             .store
             .write(move |tx| {
                 queue::beat(tx, me)?;
-                Ok::<_, StoreError>((queue::rescue_earlier(tx, me)?, queue::waited_for(tx)?))
+                Ok::<_, StoreError>((queue::rescue_earlier(tx)?, queue::waited_for(tx)?))
             })
             .await?;
         self.meter.rescued.fetch_add(rescued, Ordering::Relaxed);

@@ -11,10 +11,11 @@
 use domain::id::{Incarnation, JobId};
 use domain::time::Timestamp;
 
+use super::BACKSTOP;
 use super::recording::{Enqueued, Release};
 use super::work::Resolver;
 use crate::params;
-use crate::store::{Column, FromColumn, Query, Row, StoreError, Tx};
+use crate::store::{Column, FromColumn, Query, Row, StoreError, Topic, Tx};
 
 /// Where a job stands. Stored as a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -263,7 +264,15 @@ pub(super) fn put_back(tx: &mut Tx, job: JobId, back: &Return<'_>) -> Result<(),
          where id = $1",
         params![job, back.due_at, back.attempt, back.crashes, back.why],
     )?;
+    announce_if_soon(tx, back.due_at);
     Ok(())
+}
+
+/// What is due within the engine's polling interval is told at once; the rest is found by polling.
+pub(super) fn announce_if_soon(tx: &mut Tx, due_at: Timestamp) {
+    if due_at <= tx.now() + BACKSTOP {
+        tx.announce(Topic::Jobs);
+    }
 }
 
 /// Ends a lease that [`holds`]: the job stays parked until `resolver`, enqueued here, releases it.
@@ -299,7 +308,7 @@ fn enqueue_resolver(tx: &mut Tx, kind: &str, resolves: (JobId, u64), input: &[u8
         input,
     };
     insert(tx, &resolver)?;
-    tx.announce(crate::store::Topic::Jobs);
+    tx.announce(Topic::Jobs);
     Ok(())
 }
 
@@ -373,18 +382,20 @@ pub(super) fn succeed(tx: &mut Tx, dead: JobId, due_at: Timestamp) -> Result<(),
          on conflict do nothing",
         params![dead, id, due_at, now],
     )?;
+    announce_if_soon(tx, due_at);
     Ok(())
 }
 
-/// Ends, at boot, every lease of earlier incarnations: the lock on the database proves that they are gone.
-pub(super) fn rescue_earlier(tx: &mut Tx, me: Incarnation) -> Result<u64, StoreError> {
+/// Ends, at boot and before the first claim, every lease there is: the lock on the database proves that
+/// whoever held them is gone.
+pub(super) fn rescue_earlier(tx: &mut Tx) -> Result<u64, StoreError> {
     let rescued = tx.query(
         "update job set state = case when resolver is null then 0 else 3 end, epoch = epoch + 1,
                         crashes = crashes + 1, worker = null, lease_until = null,
                         last_error = 'the process ended'
-         where state = 1 and worker <> $1
+         where state = 1
          returning id, epoch, resolver, case when resolver is null then null else input end",
-        params![me],
+        params![],
         read_rescued,
     )?;
     enqueue_resolvers(tx, &rescued)

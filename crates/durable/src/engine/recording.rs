@@ -11,9 +11,9 @@ use std::time::Duration;
 use domain::id::JobId;
 use domain::time::Timestamp;
 
+use super::gate;
 use super::queue::{self, NewJob};
 use super::work::{Next, TargetPolicy, Trouble, Work, encode, resolver_kind};
-use super::{BACKSTOP, gate};
 use crate::store::{Param, Query, Row, StoreError, Topic, Tx};
 
 /// How a job is enqueued. The default: a new id, due at once, no target, not unique.
@@ -74,9 +74,7 @@ pub fn enqueue<W: Work>(
         input: &input,
     };
     let enqueued = if queue::insert(tx, &job)? { Enqueued::New(id) } else { queue::meet_existing(tx, &job)? };
-    if due_at <= now + BACKSTOP {
-        tx.announce(Topic::Jobs);
-    }
+    queue::announce_if_soon(tx, due_at);
     Ok(enqueued)
 }
 

@@ -646,6 +646,21 @@ impl Tx {
         self.db.commit_hook(Some(|| true)).unwrap();
     }
 
+    /// A database with the engine's tables, for the tests of this crate.
+    #[cfg(test)]
+    pub(crate) fn scratch(path: &Path, chance: Chance) -> Self {
+        let mut tx = Self::open(path, Durability::ProcessExit, chance).unwrap();
+        tx.script(include_str!("../../migrations/sqlite/0001_engine.sql")).unwrap();
+        tx
+    }
+
+    /// What follows happens at `now`.
+    #[cfg(test)]
+    pub(crate) fn at(&mut self, now: Timestamp) -> &mut Self {
+        self.turn_to(now);
+        self
+    }
+
     fn control(&mut self, sql: &str) -> Result<(), StoreError> {
         let done = (|| {
             let mut statement = self.db.prepare_cached(sql).map_err(|e| wrap(&e))?;

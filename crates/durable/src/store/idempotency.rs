@@ -114,15 +114,12 @@ pub fn release(tx: &mut Tx, incarnation: Incarnation, scope: &str, key: &str) ->
     Ok(())
 }
 
-/// Releases what earlier runs of the process left in flight; answers how many.
+/// Releases, before anything is begun, what earlier runs of the process left in flight; answers how many.
 ///
 /// # Errors
 /// What the database refuses.
-pub fn release_abandoned(tx: &mut Tx, incarnation: Incarnation) -> Result<u64, StoreError> {
-    tx.execute(
-        "delete from idempotency where incarnation is not null and incarnation <> $1",
-        params![incarnation],
-    )
+pub(super) fn release_abandoned(tx: &mut Tx) -> Result<u64, StoreError> {
+    tx.execute("delete from idempotency where incarnation is not null", params![])
 }
 
 /// Forgets up to `limit` answers that are older than [`KEPT`]; answers how many.

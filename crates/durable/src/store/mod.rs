@@ -130,7 +130,7 @@ impl Store {
         let board = Arc::new(Board::new());
         let mut committer = Committer::new(tx, Arc::clone(&clock), Arc::clone(&board));
         if options.access == Access::Owner {
-            committer.run_alone(move |tx| idempotency::release_abandoned(tx, incarnation))?;
+            committer.run_alone(idempotency::release_abandoned)?;
         }
         Ok(Self(Arc::new(Inner {
             writer: Writer::start(committer, options.threading)?,
