@@ -323,6 +323,8 @@ fn delivery_policy(webhook: &config::Webhook, backoff: Backoff) -> Policy {
         backoff,
         max_attempts: u32::MAX,
         deadline: webhook.timeout.saturating_add(Duration::from_secs(5)),
+        // Every death of the process counts for all that it had under way, so the cap is for what kills it again and again.
+        max_crashes: 100,
         concurrency: 512,
         target: Some(TargetPolicy {
             concurrency: webhook.endpoint_concurrency,

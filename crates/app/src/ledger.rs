@@ -12,18 +12,21 @@ use std::time::Duration;
 use domain::chain::{ChainId, Confirmations, EvidenceLevel, Heights, Transfer};
 use domain::event::EventType;
 use domain::id::{InvoiceId, PaymentId};
-use domain::invoice::{Fact, Refusal};
+use domain::invoice::{Fact, Invoice, Refusal};
 use domain::payment::{Match, Stage, Unmatched};
 use domain::time::Timestamp;
 use durable::store::invoice::{self, InvoiceRow};
 use durable::store::payment::{self, Matching, PaymentRow};
-use durable::store::{Query, StoreError, Tx, claim};
+use durable::store::{Query, StoreError, Tx, block, claim};
 
 use crate::reactions;
 use crate::view::{InvoiceEvent, InvoiceView, PaymentView};
 
 /// How many payments or invoices are looked at in one query.
 const PAGE: u32 = 500;
+/// For so long after its expiry, by the chain's time, an unpaid invoice on a shared recipient competes for money of its amount: it may
+/// be late money for it.
+const LATE_GRACE: Duration = Duration::from_secs(600);
 
 /// A transfer as a proven block tells it, with what proves it.
 #[derive(Debug, Clone)]
@@ -91,6 +94,7 @@ pub fn see(tx: &mut Tx, sighted: &Sighted, confirmations: Confirmations) -> Resu
         }
         Some(row) if row.stage == Stage::Reverted => {
             let id = row.id;
+            let same = is_the_same_money(&row.transfer, &sighted.transfer);
             let row = PaymentRow {
                 transfer: sighted.transfer,
                 stage: Stage::Detected,
@@ -98,7 +102,7 @@ pub fn see(tx: &mut Tx, sighted: &Sighted, confirmations: Confirmations) -> Resu
                 confirmed_at: None,
                 ..row
             };
-            place(tx, row, Existing::Yes)?;
+            place(tx, row, if same { Existing::Same } else { Existing::Other })?;
             payment::save_evidence(tx, id, &sighted.evidence)?;
             Ok(Seen::Returned)
         }
@@ -106,19 +110,32 @@ pub fn see(tx: &mut Tx, sighted: &Sighted, confirmations: Confirmations) -> Resu
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Existing {
-    No,
-    Yes,
+/// A transaction that lands in another block may do something else there: its logs keep their places, not their words.
+fn is_the_same_money(before: &Transfer, after: &Transfer) -> bool {
+    let of = |transfer: &Transfer| (transfer.asset, transfer.payer, transfer.recipient, transfer.amount);
+    of(before) == of(after)
 }
 
-/// Matches a detected payment, moves its invoice, and writes both. A payment that is back after a reorg stays where it
-/// belonged: an invoice made meanwhile has no claim on it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Existing {
+    /// It is a new row.
+    No,
+    /// It is back after a reorg, and is what it was.
+    Same,
+    /// It is back after a reorg, and is something else.
+    Other,
+}
+
+/// Matches a detected payment, moves its invoice, and writes both. A payment that is back as it was belongs where it
+/// belonged; what had no place may find one.
 fn place(tx: &mut Tx, mut row: PaymentRow, existing: Existing) -> Result<(), StoreError> {
     let choice = match (existing, &row.matching) {
-        (Existing::No, _) => decide(tx, &row.transfer)?,
-        (Existing::Yes, Matching::Assigned(id) | Matching::Matched(id)) => Match::Invoice(*id),
-        (Existing::Yes, Matching::Ambiguous(_) | Matching::Unmatched(_)) => return payment::save(tx, &row),
+        (Existing::Same, Matching::Assigned(id) | Matching::Matched(id)) => Match::Invoice(*id),
+        (Existing::Same, Matching::Ambiguous(_)) => return payment::save(tx, &row),
+        _ => {
+            row.matching = Matching::Unmatched(Unmatched::NoInvoice);
+            invoice::candidates(tx, &row.transfer, LATE_GRACE)?.decide(&row.transfer)
+        }
     };
     let assigned = matches!(row.matching, Matching::Assigned(_));
     let mut ambiguous = false;
@@ -148,21 +165,9 @@ fn place(tx: &mut Tx, mut row: PaymentRow, existing: Existing) -> Result<(), Sto
     }
     match existing {
         Existing::No => payment::insert(tx, &row)?,
-        Existing::Yes => payment::save(tx, &row)?,
+        Existing::Same | Existing::Other => payment::save(tx, &row)?,
     }
     if ambiguous { reactions::tell(tx, EventType::PaymentAmbiguous, &PaymentView::of(&row)) } else { Ok(()) }
-}
-
-fn decide(tx: &Tx, transfer: &Transfer) -> Result<Match, StoreError> {
-    let candidates = invoice::candidates(
-        tx,
-        transfer.key.chain,
-        &transfer.asset,
-        &transfer.recipient,
-        &transfer.payer,
-        transfer.amount,
-    )?;
-    Ok(candidates.decide(transfer))
 }
 
 /// Applies one fact to an invoice and tells of what follows. The caller saves the row.
@@ -197,7 +202,7 @@ fn apply(
 /// The store's, or what an invoice refuses, which would be a contradiction in our own books.
 pub fn advance(tx: &mut Tx, chain: ChainId, heights: Heights) -> Result<Settled, LedgerError> {
     let mut settled = Settled::default();
-    let disputes = !claim::list_open(tx, chain)?.is_empty();
+    let disputes = claim::any_open(tx, chain)?;
     let mut after = None;
     loop {
         let page = payment::list_moving(tx, chain, heights, after, PAGE)?;
@@ -272,21 +277,24 @@ pub fn revert_above(tx: &mut Tx, chain: ChainId, ancestor: u64) -> Result<usize,
     Ok(count)
 }
 
-/// Expires the invoices whose time is up by the chain's own proven time.
+/// Expires the invoices whose time is up by the chain's own proven time. Those that a disputed payment could be for wait.
 ///
 /// # Errors
 /// The store's, or a contradiction in our own books.
 pub fn expire(tx: &mut Tx, chain: ChainId, chain_time: Timestamp) -> Result<usize, LedgerError> {
-    let mut count = 0;
+    let disputes = claim::any_open(tx, chain)?;
+    let (mut count, mut after) = (0, None);
     loop {
-        let due = invoice::list_expiring(tx, chain, chain_time, PAGE)?;
-        if due.is_empty() {
-            return Ok(count);
-        }
-        count += due.len();
+        let due = invoice::list_expiring(tx, chain, chain_time, after, PAGE)?;
+        let Some(last) = due.last() else { return Ok(count) };
+        after = Some((last.invoice.expires_at, last.invoice.id));
         for mut row in due {
+            if disputes && claim::touches(tx, chain, &row.invoice.recipient)? {
+                continue;
+            }
             apply(tx, &mut row, Fact::Expired, None)?;
             invoice::save(tx, &row)?;
+            count += 1;
         }
     }
 }
@@ -296,6 +304,9 @@ pub fn expire(tx: &mut Tx, chain: ChainId, chain_time: Timestamp) -> Result<usiz
 /// # Errors
 /// What the invoice refuses, or the store.
 pub fn cancel(tx: &mut Tx, row: &mut InvoiceRow) -> Result<(), LedgerError> {
+    if claim::touches(tx, row.invoice.chain, &row.invoice.recipient)? {
+        return Err(Refusal::Disputed.into());
+    }
     apply(tx, row, Fact::Canceled, None)?;
     Ok(invoice::save(tx, row)?)
 }
@@ -306,10 +317,14 @@ pub fn cancel(tx: &mut Tx, row: &mut InvoiceRow) -> Result<(), LedgerError> {
 /// The store's.
 pub fn claim_earlier(tx: &mut Tx, id: InvoiceId) -> Result<(), LedgerError> {
     let Some(row) = invoice::find(tx, id)? else { return Ok(()) };
-    let Some(payer) = row.invoice.payer else { return Ok(()) };
-    let invoice = &row.invoice;
-    for payment in payment::list_unmatched_to(tx, invoice.chain, &invoice.asset, &invoice.recipient)? {
-        if payment.transfer.payer == payer {
+    let Invoice { chain, asset, recipient, payer, .. } = row.invoice;
+    let Some(payer) = payer else { return Ok(()) };
+    let mut after = None;
+    loop {
+        let page = payment::list_unmatched_from(tx, chain, &asset, &recipient, &payer, after, PAGE)?;
+        let Some(last) = page.last() else { return Ok(()) };
+        after = Some(last.id);
+        for payment in page {
             match attach(tx, id, payment, Matching::Matched(id), false) {
                 // No real money: it stays where it is.
                 Ok(()) | Err(LedgerError::Refused(_)) => {}
@@ -317,10 +332,10 @@ pub fn claim_earlier(tx: &mut Tx, id: InvoiceId) -> Result<(), LedgerError> {
             }
         }
     }
-    Ok(())
 }
 
-/// Attaches a payment that belongs to no invoice to one, with everything that has happened to it.
+/// Attaches a payment that belongs to no invoice to one. From then on it is confirmed by that invoice's rule: what the chain's
+/// rule had confirmed may have to wait again.
 ///
 /// # Errors
 /// What the invoice refuses, or the store.
@@ -334,9 +349,18 @@ pub fn attach(
     let Some(mut invoice) = invoice::find(tx, id)? else {
         return Err(StoreError::NoRow.into());
     };
-    let reached = row.stage;
+    let heights = block::find_cursor(tx, row.transfer.key.chain)?.map(|cursor| cursor.heights());
     row.matching = matching;
     row.late = !accept_late && invoice.invoice.would_be_late(row.transfer.time);
+    row.confirmations = invoice.invoice.confirmations;
+    let holds = |row: &PaymentRow| {
+        heights.is_some_and(|heights| row.confirmations.reached(row.transfer.block.number, heights))
+    };
+    if row.stage == Stage::Confirmed && !holds(&row) {
+        row.stage = Stage::Detected;
+        row.confirmed_at = None;
+    }
+    let reached = row.stage;
     let (amount, late) = (row.transfer.amount, row.late);
     let facts = [
         (Stage::Detected, Fact::Seen { amount, late }),

@@ -17,12 +17,12 @@ use durable::engine::{EnqueueOptions, enqueue};
 use durable::store::delivery::{DeliveryRow, Lane};
 use durable::store::endpoint::EndpointRow;
 use durable::store::event::EventRow;
-use durable::store::{Query, StoreError, Topic, Tx, delivery, endpoint, event};
+use durable::store::{Query, StoreError, Topic, Tx, counter, delivery, endpoint, event};
 use serde::Serialize;
 
 use crate::features::claim::{Recheck, RecheckInput};
 use crate::features::lookback::{LookBack, LookBackInput};
-use crate::features::webhook::{Deliver, DeliverInput};
+use crate::features::webhook::{DEAD_LETTERS, Deliver, DeliverInput};
 use crate::view::EventBody;
 
 /// Tells of something that happened to an invoice.
@@ -118,6 +118,7 @@ fn deliver(tx: &mut Tx, endpoint: &EndpointRow, position: u64, subject: &[u8; 16
         lane,
         state,
         attempts: 0,
+        rejections: 0,
         created_at: tx.now(),
         finished_at: None,
         dead_reason: None,
@@ -130,6 +131,7 @@ fn deliver(tx: &mut Tx, endpoint: &EndpointRow, position: u64, subject: &[u8; 16
         row.state = DeliveryState::Dead;
         row.dead_reason = Some(DeadReason::EndpointDisabled);
         row.finished_at = Some(tx.now());
+        counter::add(tx, DEAD_LETTERS, DeadReason::EndpointDisabled.as_str(), 1)?;
         return delivery::save(tx, &row);
     }
     if busy { Ok(()) } else { send(tx, &row) }

@@ -163,9 +163,10 @@ const REJECTED_ATTEMPTS: u32 = 5;
 const REJECTED_STRETCH: u32 = 10;
 
 impl DeliveryPolicy {
-    /// What follows from the answer to the `attempt`-th attempt (1 for the first).
+    /// What follows from the answer to the `attempt`-th attempt (1 for the first), after `rejections` earlier answers that
+    /// refused it.
     #[must_use]
-    pub fn judge(&self, answer: Answer, attempt: u32, chance: &Chance) -> Verdict {
+    pub fn judge(&self, answer: Answer, attempt: u32, rejections: u32, chance: &Chance) -> Verdict {
         let wait = self.backoff.wait(attempt, chance);
         match answer {
             Answer::Status { code: 200..=299, .. } => Verdict::Delivered,
@@ -173,7 +174,9 @@ impl DeliveryPolicy {
             Answer::Status { code: 408 | 425 | 500..=599, .. }
             | Answer::NoAnswer
             | Answer::Status { code: 429, .. } => self.again(answer, attempt, wait),
-            Answer::Status { .. } if attempt >= REJECTED_ATTEMPTS.min(self.max_attempts) => {
+            Answer::Status { .. }
+                if attempt >= self.max_attempts || rejections.saturating_add(1) >= REJECTED_ATTEMPTS =>
+            {
                 Verdict::Dead(DeadReason::Rejected)
             }
             Answer::Status { .. } => Verdict::Again {
@@ -183,6 +186,17 @@ impl DeliveryPolicy {
             },
             Answer::TargetRefused => Verdict::Dead(DeadReason::TargetRefused),
         }
+    }
+
+    /// Whether an answer refuses the delivery in a way that will hardly heal.
+    #[must_use]
+    pub const fn is_rejection(answer: Answer) -> bool {
+        !matches!(
+            answer,
+            Answer::Status { code: 200..=299 | 408 | 410 | 425 | 429 | 500..=599, .. }
+                | Answer::NoAnswer
+                | Answer::TargetRefused
+        )
     }
 
     fn again(&self, answer: Answer, attempt: u32, wait: Duration) -> Verdict {
@@ -216,7 +230,7 @@ mod tests {
     };
 
     fn judge(code: u16, attempt: u32) -> Verdict {
-        POLICY.judge(Answer::Status { code, retry_after: None }, attempt, &Chance::from_seed(0))
+        POLICY.judge(Answer::Status { code, retry_after: None }, attempt, attempt - 1, &Chance::from_seed(0))
     }
 
     #[test]
@@ -234,7 +248,7 @@ mod tests {
     fn what_can_heal_is_retried_to_the_end() {
         assert!(matches!(judge(500, 27), Verdict::Again { .. }));
         assert_eq!(judge(500, 28), Verdict::Dead(DeadReason::AttemptsExhausted));
-        let silent = POLICY.judge(Answer::NoAnswer, 1, &Chance::from_seed(0));
+        let silent = POLICY.judge(Answer::NoAnswer, 1, 0, &Chance::from_seed(0));
         assert!(matches!(silent, Verdict::Again { target_at_fault: true, .. }));
     }
 
@@ -248,10 +262,17 @@ mod tests {
     }
 
     #[test]
+    fn a_rejection_after_an_outage_has_attempts_of_its_own() {
+        let late =
+            POLICY.judge(Answer::Status { code: 404, retry_after: None }, 20, 0, &Chance::from_seed(0));
+        assert!(matches!(late, Verdict::Again { .. }));
+    }
+
+    #[test]
     fn retry_after_is_honoured_within_bounds() {
         let wish = |code, seconds| {
             let retry_after = Some(Duration::from_secs(seconds));
-            match POLICY.judge(Answer::Status { code, retry_after }, 1, &Chance::from_seed(0)) {
+            match POLICY.judge(Answer::Status { code, retry_after }, 1, 0, &Chance::from_seed(0)) {
                 Verdict::Again { after, target_at_fault, .. } => (after.as_secs(), target_at_fault),
                 other => panic!("{other:?}"),
             }

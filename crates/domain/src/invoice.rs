@@ -116,8 +116,9 @@ pub struct Invoice {
     pub confirmations: Confirmations,
     /// When it was made.
     pub created_at: Timestamp,
-    /// The chain's last proven block when it was made: money in blocks up to it came earlier.
-    pub created_block: u64,
+    /// The chain's agreed height when it was made: money in blocks up to it came earlier. None while the height is
+    /// not known, because the chain could not be read then.
+    pub created_block: Option<u64>,
     /// Payments in blocks with a later time are late.
     pub expires_at: Timestamp,
     /// Payments made in time.
@@ -189,6 +190,9 @@ pub enum Refusal {
     /// It is already closed.
     #[error("the invoice is already {0}")]
     Closed(Status),
+    /// Whether it was paid is disputed: that has to be decided first.
+    #[error("a disputed payment may be for this invoice, so it cannot be canceled now")]
+    Disputed,
     /// A finalized payment cannot vanish unless finality itself is broken.
     #[error("a finalized payment was said to be reverted")]
     FinalityContradicted,
@@ -396,7 +400,7 @@ mod tests {
             payer: None,
             confirmations: Confirmations::Depth(2),
             created_at: Timestamp::EPOCH,
-            created_block: 0,
+            created_block: Some(0),
             expires_at: Timestamp::from_seconds(100),
             paid: Tally::default(),
             late: Tally::default(),

@@ -71,8 +71,8 @@ pub struct Candidate {
     pub payer: Option<Address>,
     /// When it was made.
     pub created_at: Timestamp,
-    /// The chain's last proven block when it was made.
-    pub created_block: u64,
+    /// The chain's height when it was made; none while that is not known.
+    pub created_block: Option<u64>,
 }
 
 /// The invoices a transfer could belong to.
@@ -82,8 +82,11 @@ pub struct Candidates {
     pub sole: Option<Candidate>,
     /// Active invoices that name the transfer's payer.
     pub named: Vec<Candidate>,
-    /// Active invoices that name no payer and ask for exactly the transfer's amount.
+    /// Active invoices that name no payer and still miss exactly the transfer's amount.
     pub exact: Vec<Candidate>,
+    /// Closed invoices that name no payer and asked for exactly the transfer's amount, for which it could be late or
+    /// second money. They get none of it by themselves, but they make a match with another ambiguous.
+    pub closed: Vec<Candidate>,
 }
 
 /// Why a payment belongs to no invoice yet.
@@ -124,12 +127,18 @@ impl Candidate {
     /// Whether a transfer to a recipient of the invoice's own is for it. Money that came before the invoice may be
     /// anything, if the recipient is also somebody's wallet: it has to come from the named payer, or be the exact amount.
     fn judge(&self, transfer: &Transfer) -> Match {
-        let earlier = transfer.block.number <= self.created_block;
         match self.payer {
             Some(payer) if payer != transfer.payer => Match::Unmatched(Unmatched::OtherPayer),
-            None if earlier && transfer.amount != self.amount => Match::Unmatched(Unmatched::NoInvoice),
+            None if self.is_younger_than(transfer) && transfer.amount != self.amount => {
+                Match::Unmatched(Unmatched::NoInvoice)
+            }
             _ => Match::Invoice(self.id),
         }
+    }
+
+    /// Whether the invoice may have been made after the transfer was.
+    fn is_younger_than(&self, transfer: &Transfer) -> bool {
+        self.created_block.is_none_or(|height| transfer.block.number <= height)
     }
 }
 
@@ -141,8 +150,11 @@ impl Candidates {
             return sole.judge(transfer);
         }
         let named = self.named_choice(transfer.amount);
-        let mut choices: Vec<InvoiceId> =
-            named.into_iter().chain(self.exact.iter().map(|fit| fit.id)).collect();
+        let exact = self.exact.iter().filter(|fit| !fit.is_younger_than(transfer)).map(|fit| fit.id);
+        let mut choices: Vec<InvoiceId> = named.into_iter().chain(exact).collect();
+        if !choices.is_empty() {
+            choices.extend(self.closed.iter().map(|fit| fit.id));
+        }
         match (choices.pop(), choices.is_empty()) {
             (None, _) => Match::Unmatched(Unmatched::NoInvoice),
             (Some(only), true) => Match::Invoice(only),
@@ -192,7 +204,7 @@ mod tests {
             remaining: amount.into(),
             payer,
             created_at: Timestamp::from_seconds(number.into()),
-            created_block: 0,
+            created_block: Some(0),
         }
     }
 
@@ -209,7 +221,7 @@ mod tests {
 
     #[test]
     fn earlier_money_has_to_be_the_exact_amount() {
-        let sole = Candidate { created_block: 1, ..candidate(1, 100, None) };
+        let sole = Candidate { created_block: Some(1), ..candidate(1, 100, None) };
         let candidates = Candidates { sole: Some(sole), ..Candidates::default() };
         assert_eq!(candidates.decide(&transfer(100)), invoice(1));
         assert_eq!(candidates.decide(&transfer(99)), Match::Unmatched(Unmatched::NoInvoice));
@@ -250,9 +262,17 @@ mod tests {
         let named_and_open = Candidates {
             named: vec![candidate(1, 100, Some(PAYER))],
             exact: vec![candidate(2, 100, None)],
-            sole: None,
+            ..Candidates::default()
         };
         assert_eq!(ids(named_and_open.decide(&transfer(100))), 2);
+        let late_for_another = Candidates {
+            exact: vec![candidate(2, 5, None)],
+            closed: vec![candidate(1, 5, None)],
+            ..Candidates::default()
+        };
+        assert_eq!(ids(late_for_another.decide(&transfer(5))), 2);
+        let only_closed = Candidates { closed: vec![candidate(1, 5, None)], ..Candidates::default() };
+        assert_eq!(only_closed.decide(&transfer(5)), Match::Unmatched(Unmatched::NoInvoice));
         let equal =
             Candidates { exact: vec![candidate(1, 5, None), candidate(2, 5, None)], ..Candidates::default() };
         assert_eq!(ids(equal.decide(&transfer(5))), 2);

@@ -233,6 +233,7 @@ impl From<StoreError> for Problem {
 fn refused(refusal: Refusal) -> Problem {
     let code = match refusal {
         Refusal::MoneySeen => "payment_seen",
+        Refusal::Disputed => "payment_disputed",
         Refusal::Closed(_) => "invoice_closed",
         Refusal::FinalityContradicted | Refusal::Inconsistent(_) => "books_disagree",
         Refusal::OutOfRange(_) => "out_of_range",

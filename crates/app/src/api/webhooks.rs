@@ -98,7 +98,7 @@ impl EndpointView {
             description: row.description.clone(),
             enabled: row.disabled.is_none(),
             disabled_reason: row.disabled.clone(),
-            old_secret_until: row.old_secret.as_ref().map(|(_, until)| *until),
+            old_secret_until: row.old_secrets.iter().map(|(_, until)| *until).max(),
             created_at: row.created_at,
         }
     }
@@ -184,7 +184,7 @@ pub(super) async fn list_endpoints(
     };
     let limit = parameters.limit()?;
     parameters.finish()?;
-    let mut rows = state.store.read(endpoint::list).await?;
+    let mut rows = state.store.read(endpoint::list_whole).await?;
     rows.retain(|row| after.is_none_or(|after| row.id > after));
     rows.truncate(usize::try_from(limit).unwrap_or(usize::MAX).saturating_add(1));
     let place = |row: &EndpointRow| cursor::encode(List::Endpoints, row.id.as_bytes());

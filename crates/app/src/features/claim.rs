@@ -7,14 +7,18 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use domain::chain::{ChainId, TransferKey};
+use domain::payment::Stage;
 use durable::engine::{AfterCrash, Attempt, Next, Recording, Trouble, Work};
+use durable::store::block::ChainCursor;
 use durable::store::claim::ClaimRow;
-use durable::store::{Query, ReadOnly, StoreError, block, claim};
+use durable::store::{Query, ReadOnly, StoreError, block, claim, invoice, payment};
 use outside::chain::{ChainReader, ClaimOutcome, DisputedClaim};
 use serde::{Deserialize, Serialize};
 
 use crate::reactions;
 
+/// On a chain without a finalized tag, a denial this deep is for good.
+const DEPTH_FOR_FINALITY: u64 = 256;
 /// How often a claim that stays disputed is asked about.
 const ASK_EVERY: Duration = Duration::from_secs(10);
 
@@ -36,8 +40,8 @@ pub struct RecheckInput {
 }
 
 impl RecheckInput {
-    fn is_about(&self, row: &ClaimRow) -> bool {
-        row.transfer.key == TransferKey { chain: self.chain, tx: self.tx, ordinal: self.ordinal }
+    fn key(&self) -> TransferKey {
+        TransferKey { chain: self.chain, tx: self.tx, ordinal: self.ordinal }
     }
 }
 
@@ -57,16 +61,16 @@ impl Work for Recheck {
         store: &ReadOnly,
     ) -> Result<RecheckFact, Trouble> {
         let again = |why: String| Trouble::Again { after: None, why };
-        let chain = input.chain;
+        let (chain, key) = (input.chain, input.key());
         let open = store
-            .read(move |query| claim::list_open(query, chain))
+            .read(move |query| claim::list_open_on(query, &key))
             .await
             .map_err(|error: StoreError| again(error.to_string()))?;
         let Some(reader) = self.chains.get(&chain) else {
             return Err(again("the chain is not configured".to_owned()));
         };
         let mut found = Vec::new();
-        for row in open.into_iter().filter(|row| input.is_about(row)) {
+        for row in open {
             let claimants = row.claimants.split(',').map(str::to_owned).collect();
             let dispute = DisputedClaim { transfer: row.transfer, claimants };
             let outcome = reader.recheck(&dispute).await.map_err(|stall| again(stall.to_string()))?;
@@ -83,25 +87,43 @@ impl Work for Recheck {
     ) -> Result<Next, StoreError> {
         let later = Next::Again { at: recording.now() + ASK_EVERY };
         let Ok(found) = outcome else { return Ok(later) };
-        let finalized = block::find_cursor(recording, input.chain)?.map_or(0, |cursor| cursor.finalized);
-        let mut open = false;
+        let settled = block::find_cursor(recording, input.chain)?.map_or(0, |cursor| settled_height(&cursor));
         for (row, outcome) in found {
             let transfer = &row.transfer;
             let verdict = match outcome {
+                ClaimOutcome::Confirmed if is_counted(recording, row)? => Some("accepted"),
                 ClaimOutcome::Confirmed => {
                     reactions::look_back(recording, input.chain, transfer.block.number)?;
-                    "accepted"
+                    None
                 }
-                ClaimOutcome::Denied if transfer.block.number <= finalized => "rejected",
-                ClaimOutcome::Gone => "off_chain",
-                ClaimOutcome::Denied | ClaimOutcome::Open => {
-                    open = true;
-                    continue;
-                }
+                ClaimOutcome::Denied if transfer.block.number <= settled => Some("rejected"),
+                ClaimOutcome::Gone => Some("off_chain"),
+                ClaimOutcome::Denied | ClaimOutcome::Open => None,
             };
-            let now = recording.now();
-            claim::close(recording, &transfer.key, &transfer.block, verdict, now)?;
+            if let Some(verdict) = verdict {
+                claim::close(recording, transfer, verdict)?;
+            }
         }
+        let open = !claim::list_open_on(recording, &input.key())?.is_empty();
         Ok(if open { later } else { Next::Done })
     }
+}
+
+/// Below this height a denial is for good: finality, or on a chain that has no such tag a depth that stands for it.
+fn settled_height(cursor: &ChainCursor) -> u64 {
+    if cursor.finalized > 0 {
+        cursor.finalized
+    } else {
+        cursor.block.number.saturating_sub(DEPTH_FOR_FINALITY)
+    }
+}
+
+/// Whether the claimed transfer is a payment of ours now, or nobody's business of ours.
+fn is_counted(query: &impl Query, row: &ClaimRow) -> Result<bool, StoreError> {
+    let transfer = &row.transfer;
+    if !invoice::knows_recipient(query, transfer.key.chain, &transfer.recipient)? {
+        return Ok(true);
+    }
+    let payment = payment::find_by_transfer(query, &transfer.key)?;
+    Ok(payment.is_some_and(|payment| payment.stage != Stage::Reverted))
 }

@@ -87,7 +87,7 @@ pub fn create(tx: &mut Tx, new: &NewEndpoint, policy: &AddressPolicy) -> Result<
         subscriptions: new.subscriptions.clone(),
         description: new.description.clone(),
         secret: fresh_secret(tx),
-        old_secret: None,
+        old_secrets: Vec::new(),
         disabled: None,
         created_at: tx.now(),
         deleted_at: None,
@@ -154,9 +154,10 @@ pub fn rotate_secret(tx: &mut Tx, id: EndpointId) -> Result<EndpointRow, Endpoin
     let mut row = living(tx, id)?;
     let fresh = fresh_secret(tx);
     let old = std::mem::replace(&mut row.secret, fresh);
-    row.old_secret = Some((old, tx.now() + ROTATION_OVERLAP));
+    let until = tx.now() + ROTATION_OVERLAP;
+    endpoint::keep_old_secret(tx, id, &old, until)?;
     endpoint::save(tx, &row)?;
-    Ok(row)
+    living(tx, id)
 }
 
 /// Sends a dead letter again, now, out of the order of its lane.
@@ -178,6 +179,7 @@ pub fn retry(tx: &mut Tx, id: DeliveryId) -> Result<DeliveryRow, EndpointError> 
 fn revive(tx: &mut Tx, mut row: DeliveryRow) -> Result<DeliveryRow, EndpointError> {
     row.state = DeliveryState::Pending;
     row.dead_reason = None;
+    row.rejections = 0;
     row.finished_at = None;
     row.replayed = true;
     delivery::save(tx, &row)?;

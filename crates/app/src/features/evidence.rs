@@ -5,6 +5,7 @@
 //! header is the chain's has to come from outside, as a block hash the checker trusts or as a key it trusts. A bundle
 //! that merely agrees with itself proves nothing, and the answer says so.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -20,6 +21,8 @@ use outside::chain::{Evidence, EvidenceError, VerifiedTransfer, verify};
 use serde::{Deserialize, Serialize};
 
 /// The name of the secret that signs bundles.
+/// Payments read at a time.
+const PAGE: u32 = 500;
 const SECRET: &str = "evidence-signing-key";
 /// Signed before the body, so that a signature of ours means nothing anywhere else.
 const CONTEXT: &[u8] = b"quittance evidence bundle v1\n";
@@ -125,14 +128,17 @@ fn signing_key(secret: &SecretBytes) -> Result<SigningKey, StoreError> {
 pub fn bundle(tx: &mut Tx, id: InvoiceId) -> Result<Vec<u8>, NoBundle> {
     invoice::find(tx, id)?.ok_or(NoBundle::NoInvoice)?;
     let mut payments = Vec::new();
-    for row in payment::list_of_invoice(tx, id)? {
-        if row.stage == Stage::Reverted {
-            continue;
+    let mut after = None;
+    loop {
+        let page = payment::page_of_invoice(tx, id, after, PAGE)?;
+        let Some(last) = page.last() else { break };
+        after = Some(last.id);
+        for row in page.into_iter().filter(|row| row.stage != Stage::Reverted) {
+            let Some(bytes) = payment::find_evidence(tx, row.id)? else { continue };
+            let evidence = serde_json::from_slice(&bytes)
+                .map_err(|_| StoreError::damaged("kept evidence does not parse"))?;
+            payments.push(PaymentPart { payment_id: row.id, stage: row.stage, evidence });
         }
-        let Some(bytes) = payment::find_evidence(tx, row.id)? else { continue };
-        let evidence = serde_json::from_slice(&bytes)
-            .map_err(|_| StoreError::damaged("kept evidence does not parse"))?;
-        payments.push(PaymentPart { payment_id: row.id, stage: row.stage, evidence });
     }
     if payments.is_empty() {
         return Err(NoBundle::NoPayment);
@@ -172,6 +178,12 @@ pub enum Rejected {
     /// The signature is not the key's.
     #[error("the signature does not fit: the bundle was changed, or not made by the key it names")]
     Signature,
+    /// It holds no payment.
+    #[error("the bundle holds no payment, so it proves nothing")]
+    Empty,
+    /// One transfer is listed more than once.
+    #[error("payment {0} lists a transfer that the bundle has already listed")]
+    Twice(PaymentId),
     /// The evidence contradicts itself.
     #[error("payment {0}: {1}")]
     Evidence(PaymentId, EvidenceError),
@@ -206,8 +218,8 @@ impl Checked {
     /// the transfer follows.
     #[must_use]
     pub fn is_trusted(&self) -> bool {
-        self.key_trusted
-            || self.payments.iter().all(|payment| payment.transfer.anchored && payment.transfer.is_proven())
+        let stands = |payment: &CheckedPayment| payment.transfer.anchored && payment.transfer.is_proven();
+        !self.payments.is_empty() && (self.key_trusted || self.payments.iter().all(stands))
     }
 }
 
@@ -229,6 +241,13 @@ pub fn check(file: &[u8], anchors: &[B256], trusted: &[EvidenceKey]) -> Result<C
         return Err(Rejected::Version(body.version));
     }
     check_signature(&bundle)?;
+    if body.payments.is_empty() {
+        return Err(Rejected::Empty);
+    }
+    let mut seen = BTreeSet::new();
+    if let Some(twice) = body.payments.iter().find(|part| !seen.insert(part.evidence.transfer().key)) {
+        return Err(Rejected::Twice(twice.payment_id));
+    }
     let payments = body
         .payments
         .iter()

@@ -81,7 +81,9 @@ pub fn create(tx: &mut Tx, new: &NewInvoice) -> Result<InvoiceRow, InvoiceError>
             payer: new.payer,
             confirmations: new.confirmations,
             created_at: tx.now(),
-            created_block: cursor.map_or(0, |cursor| cursor.block.number),
+            created_block: cursor
+                .filter(|cursor| cursor.stalled.is_none())
+                .map(|cursor| cursor.head.max(cursor.block.number)),
             expires_at: new.expires_at,
             paid: Tally::default(),
             late: Tally::default(),

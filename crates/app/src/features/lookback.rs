@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use domain::chain::{ChainId, Confirmations};
+use domain::chain::{Asset, ChainId, Confirmations};
 use durable::engine::{AfterCrash, Attempt, Next, Recording, Trouble, Work};
 use durable::store::{Query, ReadOnly, StoreError, block};
 use outside::chain::{ChainReader, Watch};
@@ -34,6 +34,7 @@ pub struct LookBackInput {
 #[derive(Debug, Clone)]
 pub struct LookBackFact {
     read: Option<ReadBlock>,
+    assets: Vec<Asset>,
     confirmations: Confirmations,
 }
 
@@ -51,7 +52,11 @@ impl Work for LookBack {
     ) -> Result<LookBackFact, Trouble> {
         let again = |why: String| Trouble::Again { after: None, why };
         let Some((reader, config)) = self.chains.get(&input.chain) else {
-            return Ok(LookBackFact { read: None, confirmations: Confirmations::Finalized });
+            return Ok(LookBackFact {
+                read: None,
+                assets: Vec::new(),
+                confirmations: Confirmations::Finalized,
+            });
         };
         let chain = input.chain;
         let assets = store
@@ -59,12 +64,12 @@ impl Work for LookBack {
             .await
             .map_err(|error: StoreError| again(error.to_string()))?;
         let proven = reader
-            .read_block(input.number, &Watch::all(assets))
+            .read_block(input.number, &Watch::all(assets.iter().copied()))
             .await
             .map_err(|stall| again(stall.to_string()))?;
         let read =
             reading::prepare(store, vec![proven]).await.map_err(|error| again(error.to_string()))?.pop();
-        Ok(LookBackFact { read, confirmations: config.confirmations })
+        Ok(LookBackFact { read, assets, confirmations: config.confirmations })
     }
 
     fn record(
@@ -73,9 +78,12 @@ impl Work for LookBack {
         _attempt: &Attempt,
         outcome: Result<&LookBackFact, &Trouble>,
     ) -> Result<Next, StoreError> {
-        let Ok(LookBackFact { read: Some(read), confirmations }) = outcome else {
+        let Ok(LookBackFact { read: Some(read), assets, confirmations }) = outcome else {
             return Ok(Recording::usual(outcome));
         };
+        if block::list_watched_assets(recording, input.chain)? != *assets {
+            return Ok(Next::Released { at: recording.now() });
+        }
         match block::find(recording, input.chain, input.number)? {
             // Forgotten, or taken away by a reorg: the watcher reads what came in its place.
             None => return Ok(Next::Done),

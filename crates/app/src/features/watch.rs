@@ -12,13 +12,14 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use domain::chain::{BlockRef, ChainId, Confirmations, EvidenceLevel, Heights};
+use domain::chain::{Asset, BlockLink, BlockRef, ChainId, Confirmations, EvidenceLevel, Heights};
 use domain::event::EventType;
 use domain::time::Timestamp;
 use durable::engine::{AfterCrash, Attempt, Next, Recording, Trouble, Work};
 use durable::store::block::{self, ChainCursor};
 use durable::store::claim::{self, ClaimRow};
-use durable::store::{Query, ReadOnly, StoreError, Tx, counter, payment};
+use durable::store::payment::PaymentRow;
+use durable::store::{Query, ReadOnly, StoreError, Tx, counter, invoice, payment};
 use outside::chain::{ChainReader, Progress, ProviderStatus, Stall, StallKind, Watch as Watched};
 use serde::{Deserialize, Serialize};
 
@@ -27,12 +28,17 @@ use crate::ledger::{self, LedgerError};
 use crate::reactions;
 use crate::reading::{self, ReadBlock};
 use crate::telemetry::{QuorumOutcome, Telemetry};
+use crate::view::PaymentView;
 
 /// Blocks read in one step while catching up.
 const BLOCKS_AT_ONCE: usize = 32;
 /// Blocks kept below the head at least, and at most.
 const RING_LEAST: u64 = 256;
 const RING_MOST: u32 = 4096;
+/// Links kept below the first block that is ever read.
+const LINKS_BELOW_FIRST: usize = 16;
+/// Most payments named in one event.
+const MOST_NAMED: u32 = 100;
 /// A provider's fault is told of at most this often.
 const FAULT_EVERY: Duration = Duration::from_secs(600);
 
@@ -57,6 +63,8 @@ pub struct WatchInput {
 #[derive(Debug, Clone)]
 pub struct WatchFact {
     found: Found,
+    /// What was looked for.
+    assets: Vec<Asset>,
     faults: Vec<FaultData>,
     confirmations: Confirmations,
     lookback_blocks: u64,
@@ -70,6 +78,8 @@ enum Found {
     NotConfigured,
     Idle(Heights),
     Blocks(Vec<ReadBlock>, Heights),
+    /// The first block ever, and the links below it by which a reorg of it will be found.
+    First(Vec<BlockLink>, Vec<ReadBlock>, Heights),
     Reorg(BlockRef, Heights),
     Stalled {
         kind: StallKind,
@@ -110,11 +120,11 @@ impl Work for Watch {
         store: &ReadOnly,
     ) -> Result<WatchFact, Trouble> {
         let Some((reader, config)) = self.chains.get(&input.chain) else {
-            return Ok(self.fact(Found::NotConfigured, Vec::new(), None));
+            return Ok(self.fact(Found::NotConfigured, Vec::new(), Vec::new(), None));
         };
-        let found = self.look(reader, config, store).await.map_err(unreadable)?;
+        let (found, assets) = self.look(reader, config, store).await.map_err(unreadable)?;
         let faults = self.new_faults(input.chain, &reader.providers());
-        Ok(self.fact(found, faults, Some(config)))
+        Ok(self.fact(found, assets, faults, Some(config)))
     }
 
     fn record(
@@ -145,9 +155,16 @@ fn unreadable(error: StoreError) -> Trouble {
 // ---- looking: outside any transaction ----
 
 impl Watch {
-    fn fact(&self, found: Found, faults: Vec<FaultData>, config: Option<&ChainConfig>) -> WatchFact {
+    fn fact(
+        &self,
+        found: Found,
+        assets: Vec<Asset>,
+        faults: Vec<FaultData>,
+        config: Option<&ChainConfig>,
+    ) -> WatchFact {
         WatchFact {
             found,
+            assets,
             faults,
             confirmations: config.map_or(Confirmations::Finalized, |config| config.confirmations),
             lookback_blocks: config.map_or(0, |config| config.lookback_blocks),
@@ -161,7 +178,7 @@ impl Watch {
         reader: &ChainReader,
         config: &ChainConfig,
         store: &ReadOnly,
-    ) -> Result<Found, StoreError> {
+    ) -> Result<(Found, Vec<Asset>), StoreError> {
         let chain = config.id;
         let (ring, assets) = store
             .read(move |query| {
@@ -172,24 +189,31 @@ impl Watch {
             })
             .await?;
         let ring: Vec<BlockRef> = ring.iter().rev().map(|link| link.block).collect();
-        let watched = Watched::all(assets);
+        let watched = Watched::all(assets.iter().copied());
+        let mut below = Vec::new();
         let progress = match ring.is_empty() {
-            true => self.begin(reader, config, &watched).await,
+            true => self.begin(reader, config, &watched, &mut below).await,
             false => reader.poll(&ring, &watched, BLOCKS_AT_ONCE).await,
         };
         self.telemetry.quorum_round(chain, outcome_of(&progress));
-        match progress {
-            Ok(Progress::Idle { heights }) => Ok(Found::Idle(heights)),
-            Ok(Progress::Reorg { ancestor, heights }) => Ok(Found::Reorg(ancestor, heights)),
+        let found = match progress {
+            Ok(Progress::Idle { heights }) => Found::Idle(heights),
+            Ok(Progress::Reorg { ancestor, heights }) => Found::Reorg(ancestor, heights),
             Ok(Progress::Blocks { blocks, heights }) => {
-                Ok(Found::Blocks(reading::prepare(store, blocks).await?, heights))
+                let blocks = reading::prepare(store, blocks).await?;
+                if below.is_empty() {
+                    Found::Blocks(blocks, heights)
+                } else {
+                    Found::First(below, blocks, heights)
+                }
             }
             Err(stall) => {
                 let why = stall.to_string();
                 tracing::warn!(%chain, kind = stall.kind.as_str(), block = stall.block, why, "chain stalled");
-                Ok(Found::Stalled { kind: stall.kind, why })
+                Found::Stalled { kind: stall.kind, why }
             }
-        }
+        };
+        Ok((found, assets))
     }
 
     /// The first block of a chain that was never read.
@@ -198,6 +222,7 @@ impl Watch {
         reader: &ChainReader,
         config: &ChainConfig,
         watched: &Watched,
+        below: &mut Vec<BlockLink>,
     ) -> Result<Progress, Stall> {
         let head = reader.head().await?;
         let start = config.start_block.unwrap_or(head.saturating_sub(config.lookback_blocks));
@@ -205,6 +230,7 @@ impl Watch {
             return Ok(Progress::Idle { heights: Heights::default() });
         }
         let block = reader.read_block(start, watched).await?;
+        *below = links_below(reader, &block.link).await;
         Ok(Progress::Blocks { blocks: vec![block], heights: Heights { head, ..Heights::default() } })
     }
 
@@ -234,6 +260,23 @@ impl Watch {
     }
 }
 
+/// The agreed links below the first block, as far as they can be had and fit.
+async fn links_below(reader: &ChainReader, first: &BlockLink) -> Vec<BlockLink> {
+    let mut links: Vec<BlockLink> = Vec::new();
+    let mut child = *first;
+    for _ in 0..LINKS_BELOW_FIRST {
+        let Some(number) = child.block.number.checked_sub(1) else { break };
+        match reader.header_at(number).await {
+            Ok(link) if link.block.hash == child.parent => {
+                links.push(link);
+                child = link;
+            }
+            Ok(_) | Err(_) => break,
+        }
+    }
+    links
+}
+
 fn outcome_of(progress: &Result<Progress, Stall>) -> QuorumOutcome {
     match progress {
         Ok(_) => QuorumOutcome::Agreed,
@@ -255,6 +298,7 @@ fn write(tx: &mut Tx, chain: ChainId, fact: &WatchFact) -> Result<bool, StoreErr
         Found::NotConfigured => Ok(false),
         Found::Idle(heights) => {
             if let Some(mut cursor) = block::find_cursor(tx, chain)? {
+                invoice::date_undated(tx, chain, heights.head)?;
                 let changed = raise(&mut cursor, *heights) | restore(tx, &mut cursor)?;
                 if changed {
                     settle(tx, &mut cursor, fact)?;
@@ -264,11 +308,25 @@ fn write(tx: &mut Tx, chain: ChainId, fact: &WatchFact) -> Result<bool, StoreErr
             Ok(false)
         }
         Found::Blocks(blocks, heights) => {
+            // An asset that is watched since this look began may be in these blocks: they are read again with it.
+            if block::list_watched_assets(tx, chain)? != fact.assets {
+                return Ok(true);
+            }
+            invoice::date_undated(tx, chain, heights.head)?;
             for read in blocks {
                 apply(tx, chain, read, *heights, fact)?;
             }
             let reached = blocks.last().map_or(0, |read| read.link.block.number);
             Ok(reached < heights.head)
+        }
+        Found::First(below, blocks, heights) => {
+            if block::find_cursor(tx, chain)?.is_none() {
+                for link in below {
+                    block::insert(tx, chain, link)?;
+                }
+            }
+            let first = WatchFact { found: Found::Blocks(blocks.clone(), *heights), ..fact.clone() };
+            write(tx, chain, &first)
         }
         Found::Reorg(ancestor, heights) => {
             withdraw(tx, chain, *ancestor, *heights, fact)?;
@@ -289,7 +347,6 @@ fn apply(
     heights: Heights,
     fact: &WatchFact,
 ) -> Result<(), StoreError> {
-    let number = read.link.block.number;
     let before = block::find_cursor(tx, chain)?;
     // The snapshot this block was read on may be gone: only the block after the cursor, linked to it, is applied.
     if before.as_ref().is_some_and(|cursor| cursor.block.hash != read.link.parent) {
@@ -301,6 +358,7 @@ fn apply(
         time: read.link.time,
         safe: 0,
         finalized: 0,
+        head: heights.head,
         level: read.level,
         frozen: None,
         stalled: None,
@@ -318,7 +376,7 @@ fn apply(
     cursor.time = read.link.time;
     cursor.level = read.level;
     cursor.advanced_at = tx.now();
-    raise(&mut cursor, Heights { head: number, ..heights });
+    raise(&mut cursor, heights);
     restore(tx, &mut cursor)?;
     settle(tx, &mut cursor, fact)?;
     block::save_cursor(tx, &cursor)?;
@@ -339,10 +397,11 @@ fn open_claim(tx: &mut Tx, dispute: &outside::chain::DisputedClaim) -> Result<()
 
 /// Raises the safe and finalized heights, never above the cursor and never down.
 fn raise(cursor: &mut ChainCursor, heights: Heights) -> bool {
-    let before = (cursor.safe, cursor.finalized);
+    let before = (cursor.safe, cursor.finalized, cursor.head);
+    cursor.head = heights.head.max(cursor.block.number);
     cursor.safe = cursor.safe.max(heights.safe.min(cursor.block.number));
     cursor.finalized = cursor.finalized.max(heights.finalized.min(cursor.block.number));
-    before != (cursor.safe, cursor.finalized)
+    before != (cursor.safe, cursor.finalized, cursor.head)
 }
 
 /// Confirms, finalizes and expires what the cursor allows, unless settling is frozen. A contradiction in our own
@@ -364,7 +423,7 @@ fn settle(tx: &mut Tx, cursor: &mut ChainCursor, fact: &WatchFact) -> Result<(),
             Ok(())
         }
         Err(LedgerError::Store(error)) => Err(error),
-        Err(LedgerError::Refused(refusal)) => freeze(tx, cursor, &refusal.to_string()),
+        Err(LedgerError::Refused(refusal)) => freeze(tx, cursor, &refusal.to_string(), &[]),
     }
 }
 
@@ -372,15 +431,24 @@ fn settle(tx: &mut Tx, cursor: &mut ChainCursor, fact: &WatchFact) -> Result<(),
 struct FrozenData<'a> {
     chain: ChainId,
     reason: &'a str,
+    /// Payments that are final in our books and no longer in the chain, for a person to handle.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    doubtful: Vec<PaymentView>,
 }
 
-fn freeze(tx: &mut Tx, cursor: &mut ChainCursor, reason: &str) -> Result<(), StoreError> {
+fn freeze(
+    tx: &mut Tx,
+    cursor: &mut ChainCursor,
+    reason: &str,
+    doubtful: &[PaymentRow],
+) -> Result<(), StoreError> {
     if cursor.frozen.is_some() {
         return Ok(());
     }
     tracing::error!(chain = %cursor.chain, reason, "settling is frozen on this chain");
     cursor.frozen = Some(reason.to_owned());
-    reactions::tell(tx, EventType::SettlementFrozen, &FrozenData { chain: cursor.chain, reason })
+    let doubtful = doubtful.iter().map(PaymentView::of).collect();
+    reactions::tell(tx, EventType::SettlementFrozen, &FrozenData { chain: cursor.chain, reason, doubtful })
 }
 
 /// Goes back to the ancestor. What had been final above it stays as it was, and settling freezes: the
@@ -397,15 +465,16 @@ fn withdraw(
         return Ok(());
     };
     let depth = cursor.block.number.saturating_sub(ancestor.number);
-    if ancestor.number < cursor.finalized || payment::finalized_above(tx, chain, ancestor.number)?.is_some() {
+    let doubtful = payment::list_final_above(tx, chain, ancestor.number, MOST_NAMED)?;
+    if ancestor.number < cursor.finalized || !doubtful.is_empty() {
         let reason = format!("a finalized block was replaced: the chain forked at block {}", ancestor.number);
-        freeze(tx, &mut cursor, &reason)?;
+        freeze(tx, &mut cursor, &reason, &doubtful)?;
         cursor.finalized = cursor.finalized.min(ancestor.number);
     }
     match ledger::revert_above(tx, chain, ancestor.number) {
         Ok(withdrawn) => tracing::warn!(%chain, ancestor = ancestor.number, depth, withdrawn, "reorg"),
         Err(LedgerError::Store(error)) => return Err(error),
-        Err(LedgerError::Refused(refusal)) => freeze(tx, &mut cursor, &refusal.to_string())?,
+        Err(LedgerError::Refused(refusal)) => freeze(tx, &mut cursor, &refusal.to_string(), &[])?,
     }
     block::remove_above(tx, chain, ancestor.number)?;
     cursor.block = ancestor;
@@ -456,9 +525,9 @@ fn restore(tx: &mut Tx, cursor: &mut ChainCursor) -> Result<bool, StoreError> {
 /// Forgets blocks far below finality and sightings below the look-back.
 fn prune(tx: &mut Tx, cursor: &ChainCursor, lookback_blocks: u64) -> Result<(), StoreError> {
     let head = cursor.block.number;
-    let deep = head.saturating_sub(RING_LEAST);
+    let deep = head.saturating_sub(RING_LEAST.max(lookback_blocks));
     let below = if cursor.finalized > 0 { deep.min(cursor.finalized) } else { deep };
-    let below = below.max(head.saturating_sub(u64::from(RING_MOST)));
+    let below = below.max(head.saturating_sub(u64::from(RING_MOST).max(lookback_blocks)));
     block::prune(tx, cursor.chain, below, head.saturating_sub(lookback_blocks))
 }
 
@@ -470,6 +539,7 @@ pub fn thaw(tx: &mut Tx, chain: ChainId) -> Result<bool, StoreError> {
     let Some(mut cursor) = block::find_cursor(tx, chain)? else { return Ok(false) };
     let Some(reason) = cursor.frozen.take() else { return Ok(false) };
     block::save_cursor(tx, &cursor)?;
-    reactions::tell(tx, EventType::SettlementThawed, &FrozenData { chain, reason: &reason })?;
+    let data = FrozenData { chain, reason: &reason, doubtful: Vec::new() };
+    reactions::tell(tx, EventType::SettlementThawed, &data)?;
     Ok(true)
 }

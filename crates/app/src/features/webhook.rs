@@ -81,6 +81,8 @@ pub enum DeliverFact {
         detail: Option<String>,
         /// What follows.
         verdict: Verdict,
+        /// Whether the answer refused it for good.
+        rejected: bool,
         /// Where a delivery is counted, once it is committed.
         telemetry: Arc<Telemetry>,
     },
@@ -132,9 +134,11 @@ impl Work for Deliver {
                 outcome,
                 detail,
                 verdict,
+                rejected,
                 telemetry,
             }) => {
                 row.attempts = row.attempts.saturating_add(1);
+                row.rejections = row.rejections.saturating_add(u32::from(*rejected));
                 row.last_status = *status;
                 row.last_error = (*verdict != Verdict::Delivered).then(|| outcome.clone());
                 let attempt = AttemptRow {
@@ -293,7 +297,8 @@ impl Deliver {
         };
         let ended_at = self.clock.now();
         let (answer, status, outcome, detail) = self.read(&sent, ended_at);
-        let verdict = self.policy.judge(answer, attempt.attempt, &self.chance);
+        let verdict = self.policy.judge(answer, attempt.attempt, row.rejections, &self.chance);
+        let rejected = DeliveryPolicy::is_rejection(answer);
         let delivered = verdict == Verdict::Delivered;
         self.telemetry.delivery_attempt(if delivered { "delivered" } else { "failed" });
         tracing::info!(
@@ -308,7 +313,7 @@ impl Deliver {
         );
         let outcome = if delivered { "delivered".to_owned() } else { outcome };
         let telemetry = Arc::clone(&self.telemetry);
-        DeliverFact::Attempted { started_at, ended_at, status, outcome, detail, verdict, telemetry }
+        DeliverFact::Attempted { started_at, ended_at, status, outcome, detail, verdict, rejected, telemetry }
     }
 
     fn read(
@@ -366,7 +371,7 @@ impl Deliver {
 
 /// One signature for each secret that is valid at `now`.
 fn signatures(endpoint: &EndpointRow, id: &str, timestamp: i64, body: &[u8], now: Timestamp) -> String {
-    let old = endpoint.old_secret.as_ref().filter(|(_, until)| *until > now).map(|(secret, _)| secret);
+    let old = endpoint.old_secrets.iter().filter(|(_, until)| *until > now).map(|(secret, _)| secret);
     std::iter::once(&endpoint.secret)
         .chain(old)
         .map(|secret| sign(secret.expose(), id, timestamp, body))

@@ -82,10 +82,11 @@ pub(crate) fn recipient(number: u8) -> Address {
 }
 
 impl World {
-    /// A running program whose chain has one block.
+    /// A running program that has read the one block of its chain.
     pub(crate) async fn new(settings: Settings) -> Self {
         let mut world = Self::stopped(settings).await;
         world.start().await;
+        world.until_head().await;
         world
     }
 

@@ -16,13 +16,15 @@ create table invoice (
     reference       text,
     metadata        text,
     created_at      bigint not null,
-    -- the chain's last proven block then
-    created_block   bigint not null,
+    -- the chain's agreed height then; null while it is not known
+    created_block   bigint,
     expires_at      bigint not null,
     -- derived from the sums by one function; stored so that lists can filter by it
     status          text   not null,
     -- 1 while the invoice still waits for money
     active          bigint not null,
+    -- the amount less what was seen in time
+    remaining       text   not null,
     paid_seen       text   not null,
     paid_confirmed  text   not null,
     paid_finalized  text   not null,
@@ -42,9 +44,11 @@ create table invoice (
 create unique index invoice_slot on invoice (slot) where slot is not null;
 -- whether a recipient is an invoice's own; no two invoices of a chain share it then
 create index invoice_recipient on invoice (recipient, chain);
-create index invoice_exact on invoice (recipient, chain, asset, amount) where active = 1 and payer is null;
+create index invoice_remaining on invoice (recipient, chain, asset, remaining) where active = 1 and payer is null;
+create index invoice_closed on invoice (recipient, chain, asset, remaining, expires_at) where active = 0 and payer is null;
+create index invoice_undated on invoice (chain) where created_block is null;
 create index invoice_payer on invoice (payer, recipient, chain, asset) where active = 1 and payer is not null;
-create index invoice_expiry on invoice (chain, expires_at) where active = 1 and expired = 0;
+create index invoice_expiry on invoice (chain, expires_at, id) where active = 1 and expired = 0;
 create index invoice_status on invoice (status, id);
 
 -- One row per transfer that concerns us, for ever: a reorg marks it reverted, re-inclusion moves it to its new block.
@@ -81,9 +85,9 @@ create table payment (
 create unique index payment_transfer on payment (chain, tx, ordinal);
 -- those that can still advance or vanish
 create index payment_moving on payment (chain, block_number, id) where stage in ('detected', 'confirmed');
-create index payment_block on payment (chain, block_hash);
+create index payment_final on payment (chain, block_number) where stage = 'final';
 create index payment_invoice on payment (invoice_id, id) where invoice_id is not null;
-create index payment_unmatched on payment (recipient, chain, asset) where invoice_id is null;
+create index payment_unmatched on payment (recipient, chain, asset, payer, id) where invoice_id is null;
 create index payment_matching on payment (matching, id) where matching in ('ambiguous', 'no_invoice', 'other_payer');
 
 -- The proof of a payment in its present block: header, receipt and transaction with their Merkle paths, or the votes.
@@ -111,6 +115,8 @@ create table chain_cursor (
     time            bigint not null,
     safe            bigint not null,
     finalized       bigint not null,
+    -- the height that enough groups agreed on when we last looked
+    head            bigint not null,
     level           text   not null,
     -- why settling stopped on this chain, if it did; observing goes on
     frozen          text,
@@ -156,7 +162,7 @@ create table disputed_claim (
     opened_at    bigint not null,
     closed_at    bigint,
     verdict      text,
-    primary key (chain, tx, ordinal, block_hash)
+    primary key (chain, tx, ordinal, block_hash, asset, payer, recipient, amount)
 ) without rowid;
 create index disputed_claim_open on disputed_claim (chain, recipient) where closed_at is null;
 
@@ -181,13 +187,18 @@ create table endpoint (
     event_types     text   not null,
     description     text,
     secret          blob   not null,
-    -- after a rotation the old secret signs too, until this time
-    old_secret      blob,
-    old_secret_until bigint,
     -- why it is no longer delivered to, if it is not
     disabled        text,
     created_at      bigint not null,
     deleted_at      bigint
+) without rowid;
+
+-- Secrets that were rotated away and sign beside the present one until their time.
+create table endpoint_old_secret (
+    endpoint_id blob   not null,
+    secret      blob   not null,
+    until       bigint not null,
+    primary key (endpoint_id, secret)
 ) without rowid;
 
 -- One event on its way to one endpoint. Deliveries of one lane (endpoint and invoice) go out in the order of their
@@ -199,6 +210,8 @@ create table delivery (
     lane           blob   not null,
     state          text   not null,
     attempts       bigint not null,
+    -- of these, answers that refused it for good
+    rejections     bigint not null,
     created_at     bigint not null,
     finished_at    bigint,
     dead_reason    text,

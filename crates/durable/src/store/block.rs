@@ -22,6 +22,8 @@ pub struct ChainCursor {
     pub safe: u64,
     /// The agreed finalized height; 0 when the chain has none.
     pub finalized: u64,
+    /// The height that enough groups agreed on when we last looked.
+    pub head: u64,
     /// How the last block was proven.
     pub level: EvidenceLevel,
     /// Why settling stopped, if it did.
@@ -40,7 +42,7 @@ impl ChainCursor {
     }
 }
 
-const COLUMNS: &str = "chain, number, hash, time, safe, finalized, level, frozen, stalled, advanced_at";
+const COLUMNS: &str = "chain, number, hash, time, safe, finalized, level, frozen, stalled, advanced_at, head";
 
 /// The cursor of a chain, if reading it has begun.
 ///
@@ -60,11 +62,11 @@ pub fn find_cursor(query: &impl Query, chain: ChainId) -> Result<Option<ChainCur
 /// The store's.
 pub fn save_cursor(tx: &mut Tx, cursor: &ChainCursor) -> Result<(), StoreError> {
     tx.execute(
-        "insert into chain_cursor (chain, number, hash, time, safe, finalized, level, frozen, stalled, advanced_at) \
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) \
+        "insert into chain_cursor (chain, number, hash, time, safe, finalized, level, frozen, stalled, advanced_at, head) \
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) \
          on conflict (chain) do update set number = excluded.number, hash = excluded.hash, time = excluded.time, \
          safe = excluded.safe, finalized = excluded.finalized, level = excluded.level, frozen = excluded.frozen, \
-         stalled = excluded.stalled, advanced_at = excluded.advanced_at",
+         stalled = excluded.stalled, advanced_at = excluded.advanced_at, head = excluded.head",
         params![
             cursor.chain,
             cursor.block.number,
@@ -76,6 +78,7 @@ pub fn save_cursor(tx: &mut Tx, cursor: &ChainCursor) -> Result<(), StoreError> 
             cursor.frozen,
             cursor.stalled,
             cursor.advanced_at,
+            cursor.head,
         ],
     )?;
     Ok(())
@@ -208,5 +211,6 @@ fn read_cursor(row: &Row<'_>) -> Result<ChainCursor, StoreError> {
         frozen: row.get(7)?,
         stalled: row.get(8)?,
         advanced_at: row.get(9)?,
+        head: row.get(10)?,
     })
 }

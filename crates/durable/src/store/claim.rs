@@ -24,7 +24,10 @@ pub struct ClaimRow {
     pub verdict: Option<String>,
 }
 
-/// Opens a claim; one that is already there stays as it is.
+const COLUMNS: &str = "chain, tx, ordinal, block_number, block_hash, block_time, tx_index, log_index, asset, payer, \
+     recipient, amount, claimants, opened_at, closed_at, verdict";
+
+/// Opens a claim, or opens it again.
 ///
 /// # Errors
 /// The store's.
@@ -33,7 +36,8 @@ pub fn open(tx: &mut Tx, row: &ClaimRow) -> Result<(), StoreError> {
     tx.execute(
         "insert into disputed_claim (chain, tx, ordinal, block_number, block_hash, block_time, tx_index, log_index, \
          asset, payer, recipient, amount, claimants, opened_at) \
-         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) on conflict do nothing",
+         values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) on conflict (chain, tx, ordinal, block_hash, asset, payer, recipient, amount) \
+         do update set closed_at = null, verdict = null, claimants = excluded.claimants",
         params![
             transfer.key.chain,
             transfer.key.tx,
@@ -58,19 +62,55 @@ pub fn open(tx: &mut Tx, row: &ClaimRow) -> Result<(), StoreError> {
 ///
 /// # Errors
 /// The store's.
-pub fn close(
-    tx: &mut Tx,
-    key: &TransferKey,
-    block: &BlockRef,
-    verdict: &str,
-    now: Timestamp,
-) -> Result<(), StoreError> {
+pub fn close(tx: &mut Tx, claimed: &Transfer, verdict: &str) -> Result<(), StoreError> {
+    let now = tx.now();
     tx.execute(
-        "update disputed_claim set closed_at = $5, verdict = $6 \
-         where chain = $1 and tx = $2 and ordinal = $3 and block_hash = $4 and closed_at is null",
-        params![key.chain, key.tx, key.ordinal, block.hash, now, verdict],
+        "update disputed_claim set closed_at = $9, verdict = $10 \
+         where chain = $1 and tx = $2 and ordinal = $3 and block_hash = $4 and asset = $5 and payer = $6 \
+         and recipient = $7 and amount = $8 and closed_at is null",
+        params![
+            claimed.key.chain,
+            claimed.key.tx,
+            claimed.key.ordinal,
+            claimed.block.hash,
+            claimed.asset,
+            claimed.payer,
+            claimed.recipient,
+            claimed.amount,
+            now,
+            verdict,
+        ],
     )?;
     Ok(())
+}
+
+/// The open claims on one transfer, whatever they say of it.
+///
+/// # Errors
+/// The store's.
+pub fn list_open_on(query: &impl Query, key: &TransferKey) -> Result<Vec<ClaimRow>, StoreError> {
+    query.query(
+        &format!(
+            "select {COLUMNS} from disputed_claim \
+             where chain = $1 and tx = $2 and ordinal = $3 and closed_at is null"
+        ),
+        params![key.chain, key.tx, key.ordinal],
+        read,
+    )
+}
+
+/// Whether a chain has an open claim.
+///
+/// # Errors
+/// The store's.
+pub fn any_open(query: &impl Query, chain: ChainId) -> Result<bool, StoreError> {
+    Ok(query
+        .query_opt(
+            "select 1 from disputed_claim where chain = $1 and closed_at is null limit 1",
+            params![chain],
+            |row| row.get::<i64>(0),
+        )?
+        .is_some())
 }
 
 /// The open claims of a chain, oldest block first, at most 1,000.
@@ -79,9 +119,9 @@ pub fn close(
 /// The store's.
 pub fn list_open(query: &impl Query, chain: ChainId) -> Result<Vec<ClaimRow>, StoreError> {
     query.query(
-        "select chain, tx, ordinal, block_number, block_hash, block_time, tx_index, log_index, asset, payer, recipient, \
-         amount, claimants, opened_at, closed_at, verdict from disputed_claim \
-         where chain = $1 and closed_at is null order by block_number limit 1000",
+        &format!(
+            "select {COLUMNS} from disputed_claim where chain = $1 and closed_at is null order by block_number limit 1000"
+        ),
         params![chain],
         read,
     )

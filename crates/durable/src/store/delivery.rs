@@ -27,6 +27,8 @@ pub struct DeliveryRow {
     pub state: DeliveryState,
     /// Attempts made.
     pub attempts: u32,
+    /// Of these, answers that refused it for good.
+    pub rejections: u32,
     /// When the event happened.
     pub created_at: Timestamp,
     /// When it was delivered or given up.
@@ -74,7 +76,7 @@ pub struct AttemptRow {
 }
 
 const COLUMNS: &str = "id, endpoint_id, event_position, lane, state, attempts, created_at, finished_at, dead_reason, \
-     last_status, last_error, replayed";
+     last_status, last_error, replayed, rejections";
 
 /// Stores a new delivery.
 ///
@@ -82,8 +84,8 @@ const COLUMNS: &str = "id, endpoint_id, event_position, lane, state, attempts, c
 /// The store's.
 pub fn insert(tx: &mut Tx, row: &DeliveryRow) -> Result<(), StoreError> {
     tx.execute(
-        "insert into delivery (id, endpoint_id, event_position, lane, state, attempts, created_at, replayed) \
-         values ($1, $2, $3, $4, $5, 0, $6, $7)",
+        "insert into delivery (id, endpoint_id, event_position, lane, state, attempts, rejections, created_at, replayed) \
+         values ($1, $2, $3, $4, $5, 0, 0, $6, $7)",
         params![
             row.id,
             row.endpoint,
@@ -104,7 +106,7 @@ pub fn insert(tx: &mut Tx, row: &DeliveryRow) -> Result<(), StoreError> {
 pub fn save(tx: &mut Tx, row: &DeliveryRow) -> Result<(), StoreError> {
     tx.execute(
         "update delivery set state = $2, attempts = $3, finished_at = $4, dead_reason = $5, last_status = $6, \
-         last_error = $7, replayed = $8 where id = $1",
+         last_error = $7, replayed = $8, rejections = $9 where id = $1",
         params![
             row.id,
             row.state,
@@ -114,6 +116,7 @@ pub fn save(tx: &mut Tx, row: &DeliveryRow) -> Result<(), StoreError> {
             row.last_status,
             row.last_error,
             row.replayed,
+            row.rejections,
         ],
     )?;
     Ok(())
@@ -309,5 +312,6 @@ fn read(row: &Row<'_>) -> Result<DeliveryRow, StoreError> {
         last_status: row.get(9)?,
         last_error: row.get(10)?,
         replayed: row.get(11)?,
+        rejections: row.get(12)?,
     })
 }

@@ -24,8 +24,8 @@ pub struct EndpointRow {
     pub description: Option<String>,
     /// Signs every delivery.
     pub secret: SecretBytes,
-    /// After a rotation: signs too, until the time beside it.
-    pub old_secret: Option<(SecretBytes, Timestamp)>,
+    /// Rotated away; each signs too, until the time beside it.
+    pub old_secrets: Vec<(SecretBytes, Timestamp)>,
     /// Why it is no longer delivered to, if it is not.
     pub disabled: Option<String>,
     /// When it was made.
@@ -42,7 +42,7 @@ impl EndpointRow {
     }
 }
 
-const COLUMNS: &str = "id, url, event_types, description, secret, old_secret, old_secret_until, disabled, created_at, deleted_at";
+const COLUMNS: &str = "id, url, event_types, description, secret, disabled, created_at, deleted_at";
 
 /// Stores a new endpoint.
 ///
@@ -61,21 +61,37 @@ pub fn insert(tx: &mut Tx, row: &EndpointRow) -> Result<(), StoreError> {
 /// # Errors
 /// The store's.
 pub fn save(tx: &mut Tx, row: &EndpointRow) -> Result<(), StoreError> {
-    let old = row.old_secret.as_ref();
     tx.execute(
-        "update endpoint set url = $2, event_types = $3, description = $4, secret = $5, old_secret = $6, \
-         old_secret_until = $7, disabled = $8, deleted_at = $9 where id = $1",
+        "update endpoint set url = $2, event_types = $3, description = $4, secret = $5, disabled = $6, \
+         deleted_at = $7 where id = $1",
         params![
             row.id,
             row.url,
             spell(&row.subscriptions),
             row.description,
             row.secret.expose(),
-            old.map(|(secret, _)| secret.expose()),
-            old.map(|(_, until)| *until),
             row.disabled,
             row.deleted_at,
         ],
+    )?;
+    Ok(())
+}
+
+/// Keeps a secret that was rotated away until its time, and forgets those whose time is over.
+///
+/// # Errors
+/// The store's.
+pub fn keep_old_secret(
+    tx: &mut Tx,
+    id: EndpointId,
+    secret: &SecretBytes,
+    until: Timestamp,
+) -> Result<(), StoreError> {
+    let now = tx.now();
+    tx.execute("delete from endpoint_old_secret where endpoint_id = $1 and until <= $2", params![id, now])?;
+    tx.execute(
+        "insert into endpoint_old_secret (endpoint_id, secret, until) values ($1, $2, $3) on conflict do nothing",
+        params![id, secret.expose(), until],
     )?;
     Ok(())
 }
@@ -85,10 +101,21 @@ pub fn save(tx: &mut Tx, row: &EndpointRow) -> Result<(), StoreError> {
 /// # Errors
 /// The store's.
 pub fn find(query: &impl Query, id: EndpointId) -> Result<Option<EndpointRow>, StoreError> {
-    query.query_opt(&format!("select {COLUMNS} from endpoint where id = $1"), params![id], read)
+    let found =
+        query.query_opt(&format!("select {COLUMNS} from endpoint where id = $1"), params![id], read)?;
+    found
+        .map(|row| {
+            let old_secrets = query.query(
+                "select secret, until from endpoint_old_secret where endpoint_id = $1 order by until desc",
+                params![id],
+                |row| Ok((SecretBytes::from(row.get::<Vec<u8>>(0)?), row.get(1)?)),
+            )?;
+            Ok(EndpointRow { old_secrets, ..row })
+        })
+        .transpose()
 }
 
-/// Every endpoint that was not deleted, oldest first.
+/// Every endpoint that was not deleted, oldest first; without the secrets that were rotated away.
 ///
 /// # Errors
 /// The store's.
@@ -100,13 +127,21 @@ pub fn list(query: &impl Query) -> Result<Vec<EndpointRow>, StoreError> {
     )
 }
 
+/// As [`list`], with the secrets that were rotated away.
+///
+/// # Errors
+/// The store's.
+pub fn list_whole(query: &impl Query) -> Result<Vec<EndpointRow>, StoreError> {
+    let rows = list(query)?;
+    rows.into_iter().filter_map(|row| find(query, row.id).transpose()).collect()
+}
+
 fn spell(subscriptions: &[Subscription]) -> String {
     subscriptions.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
 fn read(row: &Row<'_>) -> Result<EndpointRow, StoreError> {
     let subscriptions: String = row.get(2)?;
-    let old_secret: Option<Vec<u8>> = row.get(5)?;
     Ok(EndpointRow {
         id: row.get(0)?,
         url: row.get(1)?,
@@ -118,9 +153,9 @@ fn read(row: &Row<'_>) -> Result<EndpointRow, StoreError> {
             .collect::<Result<_, _>>()?,
         description: row.get(3)?,
         secret: SecretBytes::from(row.get::<Vec<u8>>(4)?),
-        old_secret: old_secret.map(SecretBytes::from).zip(row.get(6)?),
-        disabled: row.get(7)?,
-        created_at: row.get(8)?,
-        deleted_at: row.get(9)?,
+        old_secrets: Vec::new(),
+        disabled: row.get(5)?,
+        created_at: row.get(6)?,
+        deleted_at: row.get(7)?,
     })
 }

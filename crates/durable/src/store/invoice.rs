@@ -3,10 +3,11 @@
 //! [`insert`] refuses an invoice that could not be told apart from an open one; [`save`] writes what
 //! a fact changed and keeps the derived columns true. The domain decides, this file remembers.
 
-use domain::chain::{Address, Asset, ChainId};
+use std::time::Duration;
+
+use domain::chain::{Address, ChainId, Transfer};
 use domain::id::InvoiceId;
 use domain::invoice::{Invoice, Status, Tally};
-use domain::money::Amount;
 use domain::payment::{Candidate, Candidates};
 use domain::time::Timestamp;
 use sha2::{Digest, Sha256};
@@ -37,6 +38,8 @@ pub struct Indistinguishable;
 
 /// Above every id: where a list from the newest begins.
 const LAST: InvoiceId = InvoiceId::from_bytes([0xff; 16]);
+/// Below every id.
+const FIRST: InvoiceId = InvoiceId::from_bytes([0; 16]);
 
 const COLUMNS: &str = "id, chain, asset, recipient, payer, amount, confirmations, reference, metadata, created_at, \
      expires_at, paid_seen, paid_confirmed, paid_finalized, late_seen, late_confirmed, late_finalized, \
@@ -58,9 +61,9 @@ pub fn insert(tx: &mut Tx, row: &InvoiceRow) -> Result<Result<(), Indistinguisha
     tx.execute(
         "insert into invoice (id, chain, asset, recipient, payer, amount, confirmations, reference, metadata, \
          created_at, expires_at, status, active, paid_seen, paid_confirmed, paid_finalized, late_seen, \
-         late_confirmed, late_finalized, expired, canceled, reverted, sequence, slot, created_block) \
+         late_confirmed, late_finalized, expired, canceled, reverted, sequence, slot, created_block, remaining) \
          values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, '0', '0', '0', \
-         0, 0, 0, 0, $17, $18)",
+         0, 0, 0, 0, $17, $18, $19)",
         params![
             invoice.id,
             invoice.chain,
@@ -80,6 +83,7 @@ pub fn insert(tx: &mut Tx, row: &InvoiceRow) -> Result<Result<(), Indistinguisha
             finalized,
             slot,
             invoice.created_block,
+            invoice.remaining(),
         ],
     )?;
     Ok(Ok(()))
@@ -107,7 +111,7 @@ pub fn save(tx: &mut Tx, row: &InvoiceRow) -> Result<(), StoreError> {
     tx.execute(
         "update invoice set status = $2, active = $3, paid_seen = $4, paid_confirmed = $5, paid_finalized = $6, \
          late_seen = $7, late_confirmed = $8, late_finalized = $9, expired = $10, canceled = $11, reverted = $12, \
-         sequence = $13, slot = $14, settled_at = $15, settled_by = $16 where id = $1",
+         sequence = $13, slot = $14, settled_at = $15, settled_by = $16, remaining = $17 where id = $1",
         params![
             invoice.id,
             invoice.status(),
@@ -125,6 +129,7 @@ pub fn save(tx: &mut Tx, row: &InvoiceRow) -> Result<(), StoreError> {
             slot,
             row.settled_at,
             row.settled_by,
+            invoice.remaining(),
         ],
     )?;
     Ok(())
@@ -180,7 +185,7 @@ pub fn list(
     }
 }
 
-/// The active invoices that expire by the chain's time `time`, at most `limit`, oldest expiry first.
+/// The active invoices that expire by the chain's time `time`, at most `limit` after `after`, oldest expiry first.
 ///
 /// # Errors
 /// The store's.
@@ -188,15 +193,28 @@ pub fn list_expiring(
     query: &impl Query,
     chain: ChainId,
     time: Timestamp,
+    after: Option<(Timestamp, InvoiceId)>,
     limit: u32,
 ) -> Result<Vec<InvoiceRow>, StoreError> {
+    let (expiry, id) = after.unwrap_or((Timestamp::EPOCH, FIRST));
     query.query(
         &format!(
             "select {COLUMNS} from invoice where chain = $1 and active = 1 and expired = 0 and expires_at < $2 \
-             order by expires_at limit $3"
+             and (expires_at, id) > ($3, $4) order by expires_at, id limit $5"
         ),
-        params![chain, time, limit],
+        params![chain, time, expiry, id, limit],
         read,
+    )
+}
+
+/// Says at which height the chain stood when invoices were made that could not know it.
+///
+/// # Errors
+/// The store's.
+pub fn date_undated(tx: &mut Tx, chain: ChainId, height: u64) -> Result<u64, StoreError> {
+    tx.execute(
+        "update invoice set created_block = $2 where chain = $1 and created_block is null",
+        params![chain, height],
     )
 }
 
@@ -214,18 +232,17 @@ pub fn knows_recipient(query: &impl Query, chain: ChainId, recipient: &Address) 
         .is_some())
 }
 
-/// The invoices that a transfer to `recipient` could belong to.
+/// The invoices that a transfer could belong to. A closed one competes for `grace` of the chain's time after its expiry.
 ///
 /// # Errors
 /// The store's.
 pub fn candidates(
     query: &impl Query,
-    chain: ChainId,
-    asset: &Asset,
-    recipient: &Address,
-    payer: &Address,
-    amount: Amount,
+    transfer: &Transfer,
+    grace: Duration,
 ) -> Result<Candidates, StoreError> {
+    let Transfer { asset, recipient, payer, amount, time, .. } = transfer;
+    let chain = transfer.key.chain;
     let of_recipient = query.query(
         &format!("select {COLUMNS} from invoice where recipient = $1 and chain = $2 limit 2"),
         params![recipient, chain],
@@ -245,14 +262,22 @@ pub fn candidates(
     )?;
     let exact = query.query(
         &format!(
-            "select {COLUMNS} from invoice where recipient = $1 and chain = $2 and asset = $3 and amount = $4 \
+            "select {COLUMNS} from invoice where recipient = $1 and chain = $2 and asset = $3 and remaining = $4 \
              and active = 1 and payer is null order by id limit 10"
         ),
         params![recipient, chain, asset, amount],
         read,
     )?;
+    let closed = query.query(
+        &format!(
+            "select {COLUMNS} from invoice where recipient = $1 and chain = $2 and asset = $3 and remaining = $4 \
+             and active = 0 and payer is null and expires_at >= $5 and status in ('expired', 'underpaid') limit 10"
+        ),
+        params![recipient, chain, asset, amount, *time - grace],
+        read,
+    )?;
     let of = |rows: Vec<InvoiceRow>| rows.iter().map(|row| candidate(&row.invoice)).collect();
-    Ok(Candidates { sole: None, named: of(named), exact: of(exact) })
+    Ok(Candidates { sole: None, named: of(named), exact: of(exact), closed: of(closed) })
 }
 
 /// How many invoices have each status. Counts by index; for gauges, not for lists.

@@ -75,6 +75,8 @@ pub struct PaymentRow {
 
 /// Above every id: where a list from the newest begins.
 const LAST: PaymentId = PaymentId::from_bytes([0xff; 16]);
+/// Below every id.
+const FIRST: PaymentId = PaymentId::from_bytes([0; 16]);
 
 const COLUMNS: &str = "id, chain, tx, ordinal, block_number, block_hash, block_time, tx_index, log_index, asset, payer, \
      recipient, amount, stage, level, confirmations, invoice_id, matching, candidates, late, seen_at, confirmed_at";
@@ -199,14 +201,27 @@ pub fn find_by_transfer(query: &impl Query, key: &TransferKey) -> Result<Option<
     )
 }
 
-/// The payments of an invoice, oldest first, at most 1,000.
+/// The payments of an invoice, oldest first, at most 1,000: what people are shown at once.
 ///
 /// # Errors
 /// The store's.
 pub fn list_of_invoice(query: &impl Query, invoice: InvoiceId) -> Result<Vec<PaymentRow>, StoreError> {
+    page_of_invoice(query, invoice, None, 1000)
+}
+
+/// The payments of an invoice after `after`, oldest first, at most `limit`.
+///
+/// # Errors
+/// The store's.
+pub fn page_of_invoice(
+    query: &impl Query,
+    invoice: InvoiceId,
+    after: Option<PaymentId>,
+    limit: u32,
+) -> Result<Vec<PaymentRow>, StoreError> {
     query.query(
-        &format!("select {COLUMNS} from payment where invoice_id = $1 order by id limit 1000"),
-        params![invoice],
+        &format!("select {COLUMNS} from payment where invoice_id = $1 and id > $2 order by id limit $3"),
+        params![invoice, after.unwrap_or(FIRST), limit],
         read,
     )
 }
@@ -293,39 +308,46 @@ pub fn list_above(query: &impl Query, chain: ChainId, ancestor: u64) -> Result<V
     )
 }
 
-/// Finalized payments in blocks above `ancestor`: if there is one, finality was contradicted.
+/// Finalized payments in blocks above `ancestor`, at most `limit`: if there is one, finality was contradicted.
 ///
 /// # Errors
 /// The store's.
-pub fn finalized_above(
+pub fn list_final_above(
     query: &impl Query,
     chain: ChainId,
     ancestor: u64,
-) -> Result<Option<PaymentId>, StoreError> {
-    query.query_opt(
-        "select id from payment where chain = $1 and stage = 'final' and block_number > $2 limit 1",
-        params![chain, ancestor],
-        |row| row.get(0),
+    limit: u32,
+) -> Result<Vec<PaymentRow>, StoreError> {
+    query.query(
+        &format!(
+            "select {COLUMNS} from payment where chain = $1 and stage = 'final' and block_number > $2 \
+             order by block_number limit $3"
+        ),
+        params![chain, ancestor, limit],
+        read,
     )
 }
 
-/// Payments to a recipient that belong to no invoice, oldest first, at most 100.
+/// Payments of one payer to a recipient that belong to no invoice, in the order of their ids after `after`, at most `limit`.
 ///
 /// # Errors
 /// The store's.
-pub fn list_unmatched_to(
+pub fn list_unmatched_from(
     query: &impl Query,
     chain: ChainId,
     asset: &Asset,
     recipient: &Address,
+    payer: &Address,
+    after: Option<PaymentId>,
+    limit: u32,
 ) -> Result<Vec<PaymentRow>, StoreError> {
     query.query(
         &format!(
-            "select {COLUMNS} from payment where recipient = $1 and chain = $2 and asset = $3 \
-             and invoice_id is null and matching <> 'ambiguous' and stage <> 'reverted' \
-             order by block_number, tx_index, ordinal limit 100"
+            "select {COLUMNS} from payment where recipient = $1 and chain = $2 and asset = $3 and payer = $4 \
+             and invoice_id is null and id > $5 and matching <> 'ambiguous' and stage <> 'reverted' \
+             order by id limit $6"
         ),
-        params![recipient, chain, asset],
+        params![recipient, chain, asset, payer, after.unwrap_or(FIRST), limit],
         read,
     )
 }
