@@ -90,8 +90,11 @@ impl Remote {
         query: &[(&str, Option<String>)],
     ) -> Result<Bytes, Failure> {
         let mut url = self.url(path)?;
-        let given = query.iter().filter_map(|(name, value)| Some((*name, value.as_deref()?)));
-        url.query_pairs_mut().extend_pairs(given);
+        for (name, value) in query {
+            if let Some(value) = value {
+                url.query_pairs_mut().append_pair(name, value);
+            }
+        }
         self.ask(Method::GET, url, Bytes::new()).await
     }
 

@@ -593,6 +593,7 @@ fn secret_text(section: &Section<'_>, key: &str, directory: &Path) -> Option<Str
         (Some(text), None) => Some(text.to_owned()),
         (None, Some(file)) => {
             let path = directory.join(file);
+            warn_if_exposed(section, &file_key, &path);
             match std::fs::read_to_string(&path) {
                 Ok(text) => Some(text.trim().to_owned()),
                 Err(error) => {
@@ -610,6 +611,14 @@ fn secret_text(section: &Section<'_>, key: &str, directory: &Path) -> Option<Str
                 .refuse(key, format!("is missing: set {key}, or {file_key} to keep it in a file of its own"));
             None
         }
+    }
+}
+
+fn warn_if_exposed(section: &Section<'_>, key: &str, path: &Path) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = std::fs::metadata(path).map_or(0, |data| data.permissions().mode());
+    if mode & 0o077 != 0 {
+        section.warn(key, format!("{} can be read by others: chmod 600 it", path.display()));
     }
 }
 

@@ -25,9 +25,14 @@ struct Running {
 }
 
 async fn start(grace: Duration) -> Running {
+    start_with(grace, PATIENCE).await
+}
+
+async fn start_with(grace: Duration, request_timeout: Duration) -> Running {
     let world = World::stopped(Settings::default()).await;
     let mut config = world.config();
     config.server.shutdown_grace = grace;
+    config.server.request_timeout = request_timeout;
     let ports = Ports::system(&config).unwrap();
     let app = App::start(config, ports).await.unwrap();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -118,4 +123,15 @@ async fn who_does_not_finish_is_cut_after_the_grace() {
     running.stop.send(()).unwrap();
     in_time(running.serving).await.unwrap();
     assert_eq!(read_all(&mut slow).await, "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_has_a_deadline_and_says_what_is_known() {
+    let running = start_with(Duration::from_secs(1), Duration::from_millis(100)).await;
+    let mut slow = TcpStream::connect(running.address).await.unwrap();
+    let head = "POST /v1/invoices HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 9\r\n\r\n{";
+    slow.write_all(head.as_bytes()).await.unwrap();
+    let answer = read_until(&mut slow, "\"outcome\":\"unknown\"").await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("\"code\":\"timeout\""), "{answer}");
+    assert!(answer.contains("retry-after: 1\r\n"), "{answer}");
 }

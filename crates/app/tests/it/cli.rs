@@ -295,3 +295,44 @@ async fn a_provider_of_another_chain_is_a_bad_configuration() {
     assert_eq!(refused.status.code(), Some(78), "{}", words_of(&refused));
     assert!(words_of(&refused).contains("serves chain 31337, not 1"), "{}", words_of(&refused));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_known_has_an_exit_code_of_its_own() {
+    let world = World::stopped(Settings::default()).await;
+    world.merchant.behave("/a/v1/invoices", sim::receiver::Behaviour::HangUp);
+    let server = world.merchant.url("/a");
+    let asked = tokio::task::spawn_blocking(move || {
+        let to = recipient(1).to_string();
+        let create = [
+            "invoice",
+            "create",
+            "--chain",
+            "eip155:1",
+            "--asset",
+            "native",
+            "--amount",
+            "5",
+            "--recipient",
+            &to,
+        ];
+        let here = tempfile::tempdir().unwrap();
+        let ask = |arguments: &[&str]| {
+            let mut all = vec!["--server", server.as_str()];
+            all.extend(arguments);
+            quittance(here.path(), &all)
+        };
+        (ask(&create), ask(&["invoice", "list"]))
+    });
+    let (created, listed) = asked.await.unwrap();
+    assert_eq!(created.status.code(), Some(8), "{}", words_of(&created));
+    assert_eq!(listed.status.code(), Some(1), "a question changes nothing");
+    let arrivals = world.merchant.arrivals();
+    let posts: Vec<_> = arrivals.iter().filter(|arrival| !arrival.idempotency_key.is_empty()).collect();
+    assert!(posts.len() > 1, "it was tried again");
+    let first = posts.first().unwrap();
+    assert!(
+        posts
+            .iter()
+            .all(|arrival| arrival.idempotency_key == first.idempotency_key && arrival.body == first.body)
+    );
+}

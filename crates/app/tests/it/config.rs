@@ -377,12 +377,16 @@ fn endpoints_from_the_environment_replace_and_add() {
 fn secrets_are_read_from_files_beside_the_configuration() {
     let directory = tempfile::tempdir().unwrap();
     std::fs::write(directory.path().join("alpha.url"), "https://rpc.alpha.example/KEY\n").unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o644);
+    std::fs::set_permissions(directory.path().join("alpha.url"), open).unwrap();
     let text = CHAIN.replace("url = \"https://rpc.alpha.example/v1/SECRETKEY\"", "url_file = \"alpha.url\"");
     std::fs::write(directory.path().join("quittance.toml"), text).unwrap();
     let loaded = config::load(Some(&directory.path().join("quittance.toml")), &[]).unwrap();
     let provider = &loaded.config.chains[0].providers[0];
     assert_eq!(provider.url.expose().path(), "/KEY");
     assert_eq!(provider.url.to_string(), "https://rpc.alpha.example/…");
+    let warned: Vec<String> = loaded.warnings.iter().map(ToString::to_string).collect();
+    assert!(warned.len() == 1 && warned[0].ends_with("can be read by others: chmod 600 it"), "{warned:?}");
     assert_eq!(loaded.config.store.path, directory.path().join("quittance.db"));
 }
 
