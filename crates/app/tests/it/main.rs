@@ -9,6 +9,7 @@ mod api_calls;
 mod api_flow;
 mod api_input;
 mod api_once;
+mod api_server;
 mod cli;
 mod config;
 mod dev;
