@@ -194,27 +194,28 @@ impl Report {
         failed.max(usize::from(!self.held))
     }
 
-    /// For people.
+    /// For people: every chapter in one line, and in full what did not hold. The rest was told before.
     pub(super) fn text(&self) -> String {
         let mut lines = vec![String::new(), "Summary".to_owned()];
-        let mut chapter = "";
-        for claim in &self.claims {
-            if claim.chapter != chapter {
-                chapter = &claim.chapter;
-                lines.push(format!("  {chapter}"));
+        for claims in self.claims.chunk_by(|one, next| one.chapter == next.chapter) {
+            let held = claims.iter().filter(|claim| claim.held).count();
+            let mark = if held == claims.len() { '✔' } else { '✘' };
+            let chapter = claims.first().map_or("", |claim| claim.chapter.as_str());
+            lines.push(format!("  {mark} {held} of {}  {chapter}", claims.len()));
+            for claim in claims.iter().filter(|claim| !claim.held) {
+                lines.push(format!("      {}", line_of(claim)));
+                lines.extend(differences(claim).into_iter().map(|line| format!("          {line}")));
             }
-            lines.push(format!("    {}", line_of(claim)));
-            lines.extend(differences(claim).into_iter().map(|line| format!("        {line}")));
         }
         let held = self.claims.iter().filter(|claim| claim.held).count();
         lines.push(format!(
-            "\n{held} of {} claims held, in {}.{:03} s.",
+            "{held} of {} claims held, in {}.{} s.",
             self.claims.len(),
             self.took_ms / 1000,
-            self.took_ms % 1000
+            self.took_ms % 1000 / 100
         ));
         if let (false, Some(data)) = (self.held, &self.data) {
-            lines.push(format!("Database, evidence and the server's log are kept in {data}"));
+            lines.push(format!("Database, evidence and the server's log (server.log) are kept in {data}"));
         }
         lines.join("\n")
     }

@@ -30,6 +30,8 @@ use super::claims::Stuck;
 
 /// How far a signed time may be from the merchant's clock, as Standard Webhooks advises.
 const TOLERANCE_SECONDS: i64 = 300;
+/// How many messages are shown to people.
+const LATEST: usize = 10;
 /// How long connections may take to end when the merchant goes away.
 const CLOSING: Duration = Duration::from_secs(5);
 
@@ -327,16 +329,18 @@ async fn hear_naive(State(shop): State<Arc<Shop>>, Path(reader): Path<String>, b
 /// The latest messages, for people.
 async fn show(State(shop): State<Arc<Shop>>) -> axum::Json<serde_json::Value> {
     let books = shop.books();
-    let latest = books.inbox.iter().rev().take(10).map(|message| {
+    let latest = books.inbox.iter().rev().take(LATEST).map(|message| {
+        let order = message.invoice.as_ref().and_then(|invoice| books.orders.get(invoice));
         serde_json::json!({
             "id": message.id,
             "type": message.kind,
             "sequence": message.sequence,
             "invoice_id": message.invoice,
             "attempts": message.attempts,
+            "order": order,
         })
     });
-    axum::Json(serde_json::json!({ "latest": latest.collect::<Vec<_>>(), "orders": books.orders }))
+    axum::Json(serde_json::json!({ "latest": latest.collect::<Vec<_>>() }))
 }
 
 fn header<'h>(headers: &'h HeaderMap, name: &'static str) -> Result<&'h str, &'static str> {

@@ -42,8 +42,6 @@ pub(super) struct Naive {
     next: Option<u64>,
     /// What it has credited, by recipient.
     credited: BTreeMap<Address, U256>,
-    /// Answers it believed.
-    believed: u64,
 }
 
 #[derive(Deserialize)]
@@ -75,7 +73,6 @@ impl Naive {
             http: http.clone(),
             next: None,
             credited: BTreeMap::new(),
-            believed: 0,
         })
     }
 
@@ -101,7 +98,6 @@ impl Naive {
             "toBlock": U64::from(head),
         }]);
         let Some(logs) = self.call::<Vec<Log>>("eth_getLogs", filter).await else { return };
-        self.believed = self.believed.saturating_add(1);
         self.next = Some(head.saturating_add(1));
         for log in logs {
             let (Some(to), Some(amount)) = (log.topics.get(2), U256::try_from_be_slice(&log.data)) else {
@@ -159,10 +155,10 @@ pub(super) struct Comparison {
     pub(super) doubled: usize,
     /// Credited rightly, and the shop does not know.
     pub(super) untold: usize,
-    /// What it credited and nobody paid, in base units.
-    pub(super) money_invented: String,
-    /// What was paid and it did not credit, in base units.
-    pub(super) money_lost: String,
+    /// What it credited beyond what was paid, in base units.
+    pub(super) credited_too_much: String,
+    /// What was paid beyond what it credited, in base units.
+    pub(super) credited_too_little: String,
 }
 
 impl Comparison {
@@ -187,10 +183,10 @@ pub(super) fn compare(
         invented: 0,
         doubled: 0,
         untold: 0,
-        money_invented: String::new(),
-        money_lost: String::new(),
+        credited_too_much: String::new(),
+        credited_too_little: String::new(),
     };
-    let (mut invented, mut lost) = (U256::ZERO, U256::ZERO);
+    let (mut too_much, mut too_little) = (U256::ZERO, U256::ZERO);
     for invoice in issued {
         let (paid, credited) = (paid(invoice), credited(invoice));
         let noticed = !credited.is_zero();
@@ -199,11 +195,11 @@ pub(super) fn compare(
         all.invented += usize::from(paid.is_zero() && noticed);
         all.doubled += usize::from(!paid.is_zero() && credited > paid);
         all.untold += usize::from(noticed && !paid.is_zero() && !told(invoice));
-        invented = invented.saturating_add(credited.saturating_sub(paid));
-        lost = lost.saturating_add(paid.saturating_sub(credited));
+        too_much = too_much.saturating_add(credited.saturating_sub(paid));
+        too_little = too_little.saturating_add(paid.saturating_sub(credited));
     }
-    all.money_invented = invented.to_string();
-    all.money_lost = lost.to_string();
+    all.credited_too_much = too_much.to_string();
+    all.credited_too_little = too_little.to_string();
     all
 }
 
@@ -226,7 +222,7 @@ mod tests {
             one.id == "inv_1"
         });
         assert_eq!((seen.credited, seen.lost, seen.invented, seen.doubled, seen.untold), (3, 1, 1, 1, 1));
-        assert_eq!((seen.money_invented.as_str(), seen.money_lost.as_str()), ("20", "10"));
+        assert_eq!((seen.credited_too_much.as_str(), seen.credited_too_little.as_str()), ("20", "10"));
         let right = table([10, 10, 0, 10, 0]);
         assert!(compare("all", &issued, &right, &right, |_| true).is_clean());
     }

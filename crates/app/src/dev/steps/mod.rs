@@ -12,14 +12,16 @@ mod providers;
 mod reorg;
 
 use super::claims::Stuck;
-use super::naive::{Comparison, Issued};
+use super::naive::Comparison;
 use super::tour::Tour;
 
-/// What later chapters need of earlier ones.
-struct Kept {
-    /// Paid while one honest provider was left.
-    hard_won: Issued,
-}
+/// What should have been told of an invoice whose payment was taken back and came again.
+const RETURNED: &[&str] =
+    &["invoice.detected", "invoice.settled", "invoice.reverted", "invoice.detected", "invoice.settled"];
+/// The same, when it never came again.
+const VANISHED: &[&str] = &["invoice.detected", "invoice.settled", "invoice.reverted"];
+/// What should have been told of every other invoice that was paid.
+const PAID: &[&str] = &["invoice.detected", "invoice.settled"];
 
 /// Plays every chapter. Answers what the naive readers made of it, if it came so far.
 pub(super) async fn play(tour: &mut Tour) -> Vec<Comparison> {
@@ -36,10 +38,10 @@ pub(super) async fn play(tour: &mut Tour) -> Vec<Comparison> {
 
 async fn chapters(tour: &mut Tour) -> Result<Vec<Comparison>, Stuck> {
     pay::play(tour).await?;
-    let kept = Kept { hard_won: providers::play(tour).await? };
-    reorg::play(tour).await?;
+    let hard_won = providers::play(tour).await?;
+    let reorged = reorg::play(tour).await?;
     kill::play(tour).await?;
     merchant_away::play(tour).await?;
-    evidence::play(tour, &kept.hard_won).await?;
-    audit::play(tour).await
+    evidence::play(tour, &hard_won).await?;
+    audit::play(tour, &reorged).await
 }

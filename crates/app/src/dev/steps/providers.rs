@@ -16,10 +16,13 @@ pub(super) async fn play(tour: &mut Tour) -> Result<Issued, Stuck> {
     let hard_won = two_return_nothing(tour).await?;
     too_few(tour).await?;
     let unpaid = tour.server.invoice(&victim.id).await?;
+    let told: Vec<String> =
+        tour.merchant.look(|books| books.about(&victim.id).map(|message| message.kind.clone()).collect());
     tour.teller.claim(
-        "the payment that the liar invented was never believed",
-        format!("{} is {} with {} paid", victim.id, unpaid.status, unpaid.amount_paid),
-        Verdict::same("open 0".to_owned(), format!("{} {}", unpaid.status, unpaid.amount_paid)),
+        "the payment that the liar invented was never believed, not for a moment",
+        format!("open, {} paid, nothing told of it", unpaid.amount_paid),
+        Verdict::same("open 0".to_owned(), format!("{} {}", unpaid.status, unpaid.amount_paid))
+            .and(Verdict::none("no event about it", &told)),
     );
     Ok(hard_won)
 }

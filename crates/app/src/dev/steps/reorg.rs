@@ -7,7 +7,15 @@ use crate::dev::naive::Issued;
 use crate::dev::server::Invoice;
 use crate::dev::tour::Tour;
 
-pub(super) async fn play(tour: &mut Tour) -> Result<(), Stuck> {
+/// The two invoices whose payments the chain took back.
+pub(super) struct Reorged {
+    /// Its payment came again.
+    pub(super) returns: Issued,
+    /// Its payment did not.
+    pub(super) vanishes: Issued,
+}
+
+pub(super) async fn play(tour: &mut Tour) -> Result<Reorged, Stuck> {
     tour.teller.chapter("3. A reorganisation takes payments away");
     let returns = tour.invoice().await?;
     let vanishes = tour.invoice().await?;
@@ -64,7 +72,7 @@ pub(super) async fn play(tour: &mut Tour) -> Result<(), Stuck> {
             "a paid one",
         )),
     );
-    Ok(())
+    Ok(Reorged { returns, vanishes })
 }
 
 async fn taken_back(
