@@ -716,7 +716,8 @@ fn slots_in_window(slot: Duration) -> u64 {
 
 #[expect(clippy::float_arithmetic, reason = "a unit for operators; no money is computed")]
 fn millis(span: Duration) -> f64 {
-    span.as_secs_f64() * 1000.0
+    // From whole microseconds, so that no digits are shown that were never measured.
+    f64::from(u32::try_from(span.as_micros()).unwrap_or(u32::MAX)) / 1000.0
 }
 
 /// The log could not be set up.
