@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 
 use alloy_primitives::B256;
 use axum::Json;
-use axum::extract::State;
+use axum::extract::{Path, State};
+use axum::http::StatusCode;
+use axum::response::Response;
 use domain::chain::ChainId;
 use domain::time::Timestamp;
 use durable::store::block::ChainCursor;
@@ -12,11 +14,13 @@ use durable::store::{StoreError, block, claim};
 use outside::chain::{ProviderState, ProviderStatus};
 use serde::Serialize;
 
-use super::auth::Reads;
+use super::auth::{Administers, Reads};
+use super::idempotency::Once;
 use super::input::Parameters;
 use super::problem::Problem;
 use super::{AppState, Page, Refusals};
 use crate::config::ChainConfig;
+use crate::features::watch;
 
 /// A chain and how far it is proven.
 #[derive(Debug, Serialize, utoipa::ToSchema)]
@@ -72,6 +76,37 @@ pub(crate) async fn chain_views(state: &AppState) -> Result<Vec<ChainView>, Stor
         view_of(state, chain, cursor, claims)
     };
     Ok(state.config.chains.iter().map(view).collect())
+}
+
+/// Whether a chain had been frozen.
+#[derive(Debug, Serialize, utoipa::ToSchema)]
+pub(super) struct Thawed {
+    /// CAIP-2.
+    #[schema(value_type = String)]
+    id: ChainId,
+    /// Whether settling had been stopped, and goes on now.
+    thawed: bool,
+}
+
+/// Lets settling go on, on a chain that contradicted its own finality. Look first at the payments that the
+/// `settlement.frozen` event names: they stay final in our books.
+#[utoipa::path(post, path = "/v1/chains/{id}/thaw", tag = "chains", params(("id" = String, Path, description = "CAIP-2 chain")),
+    responses((status = 200, description = "Settling goes on", body = Thawed), Refusals), security(("key" = ["admin"])))]
+pub(super) async fn thaw_chain(
+    State(state): State<AppState>,
+    Administers(caller): Administers,
+    once: Once,
+    Path(id): Path<String>,
+) -> Result<Response, Problem> {
+    let known = state.config.chains.iter().map(|chain| chain.id).find(|chain| chain.to_string() == id);
+    let chain = known.ok_or_else(|| Problem::missing("chain"))?;
+    let who = caller.principal();
+    once.answer(&state, &caller, &[], StatusCode::OK, move |tx| {
+        let thawed = watch::thaw(tx, chain)?;
+        tracing::warn!(%chain, thawed, %who, "a person let settling go on");
+        Ok(Thawed { id: chain, thawed })
+    })
+    .await
 }
 
 fn view_of(state: &AppState, chain: &ChainConfig, cursor: Option<ChainCursor>, claims: usize) -> ChainView {

@@ -64,6 +64,12 @@ fn key_of(parts: &Parts) -> Result<Option<String>, Problem> {
 }
 
 impl Once {
+    /// Refuses a bad request at once, unless it may be the repeat of one that was good when it came first: an
+    /// expiry that was in the future then, or a chain that was configured.
+    pub(super) fn judge<V>(&self, parsed: Result<V, Problem>) -> Result<Result<V, Problem>, Problem> {
+        if self.key.is_some() { Ok(parsed) } else { parsed.map(Ok) }
+    }
+
     /// Runs `effect` in a transaction and answers `status` with what it returns; or answers as it was answered before.
     pub(super) async fn answer<T, F>(
         self,

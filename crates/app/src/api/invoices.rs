@@ -206,10 +206,11 @@ pub(super) async fn post_invoice(
     once: Once,
     body: Body<CreateInvoice>,
 ) -> Result<Response, Problem> {
-    let new = body.value.parse(&state.config, state.clock.now())?;
+    let new = once.judge(body.value.parse(&state.config, state.clock.now()))?;
     let public_url = state.config.server.public_url.clone();
     once.answer(&state, &caller, &body.bytes, StatusCode::CREATED, move |tx| {
-        let row = create(tx, &new)?;
+        let new = new.as_ref().map_err(Clone::clone)?;
+        let row = create(tx, new)?;
         tracing::info!(invoice_uuid = %row.invoice.id, chain = %new.chain, "invoice made");
         Ok(answer_of(&row, &public_url))
     })

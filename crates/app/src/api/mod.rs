@@ -214,6 +214,7 @@ fn documented() -> OpenApiRouter<AppState> {
         .routes(routes!(webhooks::list_dead_letters))
         .routes(routes!(webhooks::replay_dead_letters))
         .routes(routes!(chains::list_chains))
+        .routes(routes!(chains::thaw_chain))
         .routes(routes!(chains::list_providers))
         .routes(routes!(system::list_evidence_keys))
         .routes(routes!(system::healthz))

@@ -282,12 +282,23 @@ impl Rpc {
 pub(super) enum Chain {
     /// How far every chain is proven.
     List,
+    /// Let settling go on after the chain contradicted its own finality. Look at the payments that the event
+    /// `settlement.frozen` names first.
+    Thaw {
+        /// CAIP-2 chain, such as eip155:8453.
+        chain: String,
+    },
 }
 
 impl Chain {
     pub(super) async fn run(self, server: &Remote, output: Output) -> Result<(), Failure> {
-        let Self::List = self;
-        output.table(&server.get("/v1/chains", &[]).await?, CHAINS)
+        match self {
+            Self::List => output.table(&server.get("/v1/chains", &[]).await?, CHAINS),
+            Self::Thaw { chain } => {
+                let path = format!("/v1/chains/{}/thaw", segment(&chain));
+                output.object(&server.change(Method::POST, &path, None).await?)
+            }
+        }
     }
 }
 

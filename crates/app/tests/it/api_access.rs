@@ -172,7 +172,7 @@ async fn every_answer_protects_its_reader() {
 }
 
 /// The routes that the outer contract names for what exists today.
-const CONTRACT: [(&str, &str); 27] = [
+const CONTRACT: [(&str, &str); 28] = [
     ("post", "/v1/invoices"),
     ("get", "/v1/invoices"),
     ("get", "/v1/invoices/{id}"),
@@ -191,6 +191,7 @@ const CONTRACT: [(&str, &str); 27] = [
     ("post", "/v1/deliveries/{id}/retry"),
     ("get", "/v1/dead-letters"),
     ("post", "/v1/dead-letters/replay"),
+    ("post", "/v1/chains/{id}/thaw"),
     ("get", "/v1/rpc/providers"),
     ("get", "/v1/chains"),
     ("get", "/v1/evidence-keys"),

@@ -1,10 +1,15 @@
 //! A request with an Idempotency-Key is done once, however often and wherever it is repeated.
 
+use std::time::Duration;
+
 use app::config::Auth;
+use domain::time::Clock;
 use durable::store::StoreError;
 use durable::store::idempotency::{self, Begun};
 use futures::future::join_all;
 use http::Method;
+use outside::clock::SystemClock;
+use serde_json::json;
 
 use crate::api_calls::{Api, invoice};
 
@@ -26,6 +31,21 @@ async fn a_repeat_gets_the_first_answer_also_after_a_restart() {
     let after = api.post_once("/v1/invoices", "k1", &body).await;
     assert_eq!((after.status, &after.body), (first.status, &first.body));
     assert_eq!(api.get("/v1/invoices").await.json()["data"].as_array().unwrap().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repeat_gets_the_first_answer_also_when_it_would_be_refused_by_now() {
+    let api = Api::open(Auth::None).await;
+    let clock = SystemClock::new();
+    let mut body = invoice(1);
+    body["expires_at"] = json!((clock.now() + Duration::from_millis(700)).to_string());
+    body.as_object_mut().unwrap().remove("expires_in");
+    let first = api.post_once("/v1/invoices", "k1", &body.to_string()).await;
+    assert_eq!(first.status, 201);
+    clock.sleep(Duration::from_millis(800)).await;
+    assert_eq!(api.post_once("/v1/invoices", "k2", &body.to_string()).await.problem().2, "expires_at");
+    let again = api.post_once("/v1/invoices", "k1", &body.to_string()).await;
+    assert_eq!((again.status, &again.body), (first.status, &first.body));
 }
 
 #[tokio::test(flavor = "multi_thread")]
