@@ -328,7 +328,9 @@ fn statuses_follow(case: &Case<'_>, findings: &mut Vec<String>) {
 /// it was first seen stands, in whatever block it is now; so other amounts are neither expected nor refused.
 fn is_for_sure(case: &Case<'_>, invoice: &Invoice, transfer: &Transfer) -> bool {
     let first_seen = case.earliest.get(&transfer.key.tx).copied().unwrap_or(0);
-    invoice.created_block.is_some_and(|height| first_seen > height) || invoice.payer.is_some() || transfer.amount == invoice.amount
+    invoice.created_block.is_some_and(|height| first_seen > height)
+        || invoice.payer.is_some()
+        || transfer.amount == invoice.amount
 }
 
 /// Each invoice's events are numbered without gaps, and each settled one was told of.

@@ -8,6 +8,8 @@
 pub mod checks;
 pub mod clock;
 pub mod crash;
+pub mod figures;
+pub mod local;
 pub mod receiver;
 pub mod scenarios;
 pub mod world;

@@ -18,6 +18,7 @@ pub mod votes;
 pub mod block;
 pub mod error;
 pub mod evidence;
+pub mod kept;
 pub mod wire;
 
 // The network.
@@ -31,6 +32,7 @@ pub use block::{ProvenBlock, Recipients, Watch};
 pub use claims::ClaimOutcome;
 pub use error::RpcError;
 pub use evidence::{Evidence, EvidenceError, VerifiedTransfer, Voter, verify};
+pub use kept::{DamagedEvidence, KeptEvidence, restore};
 pub use profile::{ChainProfile, RootMode};
 pub use provider::{Disagreement, FaultKind, ProviderSetup, ProviderState, ProviderStatus};
 pub use quorum::InvalidQuorum;

@@ -7,7 +7,7 @@
 //! Deliberately absent: which header is the chain's. A proof holds against a header; that the header
 //! is canonical is the quorum's business, or that of whoever supplies an anchor.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use alloy_consensus::{
     Eip658Value, Header, Receipt, ReceiptWithBloom, RlpDecodableReceipt, RlpEncodableReceipt,
@@ -68,6 +68,53 @@ pub fn ordered_paths<T: AsRef<[u8]>>(items: &[T], wanted: &[usize]) -> (B256, BT
     let paths =
         wanted.iter().filter(|index| **index < items.len()).map(|index| (*index, path_to(*index))).collect();
     (root, paths)
+}
+
+/// Inclusion paths that share their branches.
+#[derive(Debug, Clone, Default)]
+pub(super) struct OrderedPaths {
+    /// The nodes above the leaves, each once.
+    pub(super) branches: Vec<Bytes>,
+    /// Of each wanted item: the places of its branches, from the root down, and its leaf.
+    pub(super) leaves: BTreeMap<usize, (Vec<u64>, Bytes)>,
+}
+
+/// As [`ordered_paths`], with every node once. Items without a leaf of their own hash have no path.
+pub(super) fn ordered_path_nodes<T: AsRef<[u8]>>(items: &[T], wanted: &BTreeSet<usize>) -> OrderedPaths {
+    let mut paths = OrderedPaths::default();
+    if items.is_empty() || wanted.is_empty() {
+        return paths;
+    }
+    let retainer = ProofRetainer::new(wanted.iter().map(|index| key_of(*index)).collect());
+    let mut builder = HashBuilder::default().with_proof_retainer(retainer);
+    for position in 0..items.len() {
+        let index = adjust_index_for_rlp(position, items.len());
+        builder.add_leaf(key_of(index), items[index].as_ref());
+    }
+    builder.root();
+    let nodes = builder.take_proof_nodes();
+    let mut places = BTreeMap::new();
+    for index in wanted.iter().copied().filter(|index| *index < items.len()) {
+        let key = key_of(index);
+        let mut on_the_way: Vec<(Nibbles, &Bytes)> = (0..=key.len())
+            .filter_map(|length| {
+                let prefix = key.slice(..length);
+                nodes.get(&prefix).map(|node| (prefix, node))
+            })
+            .collect();
+        let Some((_, leaf)) = on_the_way.pop() else { continue };
+        let branches = on_the_way
+            .into_iter()
+            .map(|(prefix, node)| {
+                *places.entry(prefix).or_insert_with(|| {
+                    paths.branches.push(node.clone());
+                    u64::try_from(paths.branches.len() - 1).unwrap_or(u64::MAX)
+                })
+            })
+            .collect();
+        paths.leaves.insert(index, (branches, leaf.clone()));
+    }
+    paths
 }
 
 /// Checks that `item` is the `index`-th under `root`.
