@@ -14,7 +14,9 @@ pub(crate) struct Http(Client<HttpConnector, Full<Bytes>>);
 
 impl Http {
     pub(crate) fn new() -> Self {
-        Self(Client::builder(TokioExecutor::new()).build_http())
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        Self(Client::builder(TokioExecutor::new()).build(connector))
     }
 
     /// Status and body; an error when no whole answer came.

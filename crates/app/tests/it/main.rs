@@ -14,6 +14,7 @@ mod cli;
 mod config;
 mod dev;
 mod hostile;
+mod kill;
 mod loopback;
 mod nodes;
 mod proxy;

@@ -148,6 +148,9 @@ fn bind(address: SocketAddr) -> TcpSocket {
 }
 
 async fn converse(stream: TcpStream, desk: Arc<Desk>) {
+    if stream.set_nodelay(true).is_err() {
+        return;
+    }
     let service = service_fn(|request| answer(Arc::clone(&desk), request));
     // How a connection ends is the client's business.
     let _ended = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;

@@ -237,7 +237,9 @@ impl Program {
     }
 
     pub(crate) async fn until_status(&self, id: InvoiceId, status: Status) -> InvoiceRow {
-        self.until(&format!("{id} to be {status}"), async || {
+        let invoice = self.invoice(id).await.invoice;
+        let what = format!("{id} over {} of {} to be {status}", invoice.amount, invoice.asset);
+        self.until(&what, async || {
             let row = self.invoice(id).await;
             (row.invoice.status() == status).then_some(row)
         })
