@@ -110,6 +110,21 @@ pub fn see(tx: &mut Tx, sighted: &Sighted, confirmations: Confirmations) -> Resu
     }
 }
 
+/// One log line for each stage of a payment, once it is committed.
+fn note(tx: &mut Tx, what: &'static str, row: &PaymentRow) {
+    let (transfer, invoice, matching) = (row.transfer, row.matching.invoice(), row.matching.as_str());
+    tx.after_commit(move || {
+        tracing::info!(
+            invoice_uuid = invoice.map(|id| id.to_string()),
+            tx_hash = %transfer.key.tx,
+            block = transfer.block.number,
+            chain = %transfer.key.chain,
+            matching,
+            "{what}"
+        );
+    });
+}
+
 /// A transaction that lands in another block may do something else there: its logs keep their places, not their words.
 fn is_the_same_money(before: &Transfer, after: &Transfer) -> bool {
     let of = |transfer: &Transfer| (transfer.asset, transfer.payer, transfer.recipient, transfer.amount);
@@ -167,6 +182,7 @@ fn place(tx: &mut Tx, mut row: PaymentRow, existing: Existing) -> Result<(), Sto
         Existing::No => payment::insert(tx, &row)?,
         Existing::Same | Existing::Other => payment::save(tx, &row)?,
     }
+    note(tx, if existing == Existing::No { "payment detected" } else { "payment back in the chain" }, &row);
     if ambiguous { reactions::tell(tx, EventType::PaymentAmbiguous, &PaymentView::of(&row)) } else { Ok(()) }
 }
 
@@ -187,6 +203,15 @@ fn apply(
     if events.is_empty() {
         return Ok(());
     }
+    let (id, status, hash) =
+        (row.invoice.id, row.invoice.status(), payment.map(|payment| payment.transfer.key.tx));
+    let block = payment.map(|payment| payment.transfer.block.number);
+    let told: Vec<&str> = events.iter().map(|event| event.as_str()).collect();
+    let told = told.join(" ");
+    tx.after_commit(move || {
+        let tx_hash = hash.map(|hash| hash.to_string());
+        tracing::info!(invoice_uuid = %id, %status, tx_hash, block, events = told, "invoice moved");
+    });
     let body = InvoiceEvent { invoice: InvoiceView::of(row), payment: payment.map(PaymentView::of) };
     for kind in events {
         sequence = sequence.saturating_add(1);
@@ -240,6 +265,7 @@ fn advance_one(
         return Ok(());
     }
     payment::save(tx, &row)?;
+    note(tx, if row.stage == Stage::Final { "payment final" } else { "payment confirmed" }, &row);
     let Some(id) = row.matching.invoice() else { return Ok(()) };
     let Some(mut invoice) = invoice::find(tx, id)? else {
         return Err(StoreError::damaged("a payment's invoice is missing").into());
@@ -267,6 +293,7 @@ pub fn revert_above(tx: &mut Tx, chain: ChainId, ancestor: u64) -> Result<usize,
         row.stage = Stage::Reverted;
         row.confirmed_at = None;
         payment::save(tx, &row)?;
+        note(tx, "payment reverted", &row);
         if let Some(id) = row.matching.invoice()
             && let Some(mut invoice) = invoice::find(tx, id)?
         {
