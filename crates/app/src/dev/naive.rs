@@ -224,6 +224,6 @@ mod tests {
         assert_eq!((seen.credited, seen.lost, seen.invented, seen.doubled, seen.untold), (3, 1, 1, 1, 1));
         assert_eq!((seen.credited_too_much.as_str(), seen.credited_too_little.as_str()), ("20", "10"));
         let right = table([10, 10, 0, 10, 0]);
-        assert!(compare("all", &issued, &right, &right, |_| true).is_clean());
+        assert!(compare("all", &issued, right, right, |_| true).is_clean());
     }
 }

@@ -9,7 +9,8 @@ use serde_json::value::RawValue;
 use super::reorg::Reorged;
 use super::{PAID, RETURNED, VANISHED};
 use crate::dev::claims::{Stuck, Verdict};
-use crate::dev::naive::{Comparison, compare};
+use crate::dev::merchant::Books;
+use crate::dev::naive::{Comparison, Issued, compare};
 use crate::dev::server::{Invoice, PATIENCE};
 use crate::dev::tour::Tour;
 
@@ -21,10 +22,9 @@ struct Event {
 pub(super) async fn play(tour: &mut Tour, reorged: &Reorged) -> Result<Vec<Comparison>, Stuck> {
     tour.teller.chapter("7. The books, and what others would have made of the same run");
     let invoices = tour.server.invoices().await?;
-    let events = tour.server.events().await?;
-    deliveries_are_done(tour, events.len()).await?;
+    let log = EventLog::read(tour).await?;
     every_sum(tour, &invoices);
-    every_event(tour, &events);
+    every_event(tour, &log);
     every_story(tour, reorged);
     let repeated = tour.server.repeated();
     if repeated > 0 {
@@ -49,8 +49,31 @@ pub(super) async fn play(tour: &mut Tour, reorged: &Reorged) -> Result<Vec<Compa
     Ok(comparison)
 }
 
-async fn deliveries_are_done(tour: &Tour, events: usize) -> Result<(), Stuck> {
-    tour.merchant.wait("every event", PATIENCE, |books| (books.inbox.len() >= events).then_some(())).await
+/// The durable event log. Something may happen at any time, so what the merchant had heard is noted before the log
+/// is read, and what the log holds is waited for after.
+struct EventLog {
+    heard: Vec<String>,
+    events: BTreeMap<String, Box<RawValue>>,
+}
+
+impl EventLog {
+    async fn read(tour: &Tour) -> Result<Self, Stuck> {
+        let ids = |books: &Books| books.inbox.iter().map(|message| message.id.clone()).collect();
+        let heard: Vec<String> = tour.merchant.look(ids);
+        let mut events = BTreeMap::new();
+        for event in tour.server.events().await? {
+            let Event { id } = serde_json::from_str(event.get())
+                .map_err(|error| Stuck::new("an event with an id", error))?;
+            events.insert(id, event);
+        }
+        tour.merchant
+            .wait("every event", PATIENCE, |books| {
+                let known: BTreeSet<&str> = books.inbox.iter().map(|message| message.id.as_str()).collect();
+                events.keys().all(|id| known.contains(id.as_str())).then_some(())
+            })
+            .await?;
+        Ok(Self { heard, events })
+    }
 }
 
 fn every_sum(tour: &mut Tour, invoices: &[Invoice]) {
@@ -81,32 +104,22 @@ fn every_sum(tour: &mut Tour, invoices: &[Invoice]) {
 }
 
 /// The durable event log and the merchant's inbox hold the same bytes.
-fn every_event(tour: &mut Tour, events: &[Box<RawValue>]) {
-    let mut wrong = Vec::new();
-    let mut known = BTreeSet::new();
+fn every_event(tour: &mut Tour, log: &EventLog) {
+    let unknown = log.heard.iter().filter(|id| !log.events.contains_key(*id));
+    let mut wrong: Vec<String> = unknown.map(|id| format!("{id} is not in the log")).collect();
     let (repeats, refused) = tour.merchant.look(|books| {
-        let inbox: BTreeMap<&str, &[u8]> =
-            books.inbox.iter().map(|message| (message.id.as_str(), message.body.as_ref())).collect();
-        for event in events {
-            let Ok(Event { id }) = serde_json::from_str(event.get()) else {
-                wrong.push("an event without an id".to_owned());
-                continue;
-            };
-            match inbox.get(id.as_str()) {
-                Some(body) if *body == event.get().as_bytes() => {}
-                Some(_) => wrong.push(format!("{id} has other bytes at the merchant")),
-                None => wrong.push(format!("{id} never reached the merchant")),
+        for message in &books.inbox {
+            let logged = log.events.get(&message.id).map(|event| event.get().as_bytes());
+            if logged.is_some_and(|bytes| bytes != message.body) {
+                wrong.push(format!("{} has other bytes at the merchant", message.id));
             }
-            known.insert(id);
         }
-        let strangers = books.inbox.iter().filter(|message| !known.contains(&message.id));
-        wrong.extend(strangers.map(|message| format!("{} is not in the log", message.id)));
         wrong.extend(books.altered.iter().map(|id| format!("{id} came with other bytes")));
         (books.repeats, books.refused.clone())
     });
     tour.teller.claim(
         "every event of the log reached the merchant, byte for byte, with a signature that held",
-        format!("{} events, {repeats} requests came more than once and were recognised", events.len()),
+        format!("{} events, {repeats} requests came more than once and were recognised", log.events.len()),
         Verdict::none("no difference", &wrong).and(Verdict::none("no refused signature", &refused)),
     );
 }
@@ -145,7 +158,7 @@ fn compared(tour: &Tour, invoices: &[Invoice]) -> Vec<Comparison> {
         .filter(|one| one.status == "settled")
         .map(|one| (one.id.as_str(), one.amount_confirmed.parse().unwrap_or_default()))
         .collect();
-    let paid = |one: &crate::dev::naive::Issued| tour.world.dollars_of(one.recipient);
+    let paid = |one: &Issued| tour.world.dollars_of(one.recipient);
     tour.merchant.look(|books| {
         let ours = compare(
             "quittance",
