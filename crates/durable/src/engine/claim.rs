@@ -27,7 +27,7 @@ const SCAN: u32 = 64;
 #[derive(Clone)]
 pub(super) struct Order {
     pub(super) me: Incarnation,
-    /// Kinds with room, in the order they are served.
+    /// All kinds, in the order they are served.
     pub(super) kinds: Vec<Room>,
     /// Most leases altogether.
     pub(super) most: u32,
@@ -62,8 +62,6 @@ pub(super) struct Claimed {
     pub(super) targets: BTreeMap<Arc<str>, Seen>,
     /// Kinds of which more may be due than was taken.
     pub(super) short: BTreeSet<usize>,
-    /// Whether any job was moved.
-    pub(super) progressed: bool,
     /// When the next job is due that was not due yet.
     pub(super) next_due: Option<Timestamp>,
 }
@@ -76,6 +74,8 @@ pub(super) struct Seen {
     pub(super) closed_until: Option<Timestamp>,
     /// Whether jobs still wait for it.
     pub(super) waiting: bool,
+    /// Whether it would have admitted a job for which there was no slot.
+    pub(super) no_slot: bool,
 }
 
 struct View {
@@ -83,6 +83,7 @@ struct View {
     most: u32,
     under_way: u32,
     waiting: bool,
+    no_slot: bool,
 }
 
 impl View {
@@ -128,14 +129,12 @@ pub(super) fn claim(tx: &mut Tx, desk: &Desk, order: &Order) -> Result<Claimed, 
 impl Claim<'_> {
     /// Leases jobs that wait for `target`, as far as it admits them.
     fn admit_waiting(&mut self, target: &Arc<str>) -> Result<(), StoreError> {
-        let Some(first) = queue::held(self.tx, target, 1)?.pop() else {
-            return self.nobody_waits_for(target);
-        };
-        let Some(policy) = self.place_of(&first.kind).and_then(|place| self.target_policy(place)) else {
-            // Not a kind that can be performed now: look again when slots are free.
-            self.claimed
-                .targets
-                .insert(Arc::clone(target), Seen { allowance: 1, closed_until: None, waiting: true });
+        let first = queue::held(self.tx, target, 1)?.pop();
+        let policy = first.as_ref().and_then(|job| self.target_policy(self.place_of(&job.kind)?));
+        let Some(policy) = policy else {
+            // Nobody waits, or for work that this process does not know.
+            let seen = Seen { allowance: 0, closed_until: None, waiting: first.is_some(), no_slot: false };
+            self.claimed.targets.insert(Arc::clone(target), seen);
             return Ok(());
         };
         let (now, view) = (self.now, self.view(target, &policy)?);
@@ -155,17 +154,11 @@ impl Claim<'_> {
                 self.lease(place, job, Some(target), None)?;
                 left -= 1;
             } else {
+                self.view(target, &policy)?.no_slot = true;
                 self.claimed.short.extend(self.order.kinds.get(place).map(|room| room.index));
             }
         }
         self.view(target, &policy)?.waiting = left > 0;
-        Ok(())
-    }
-
-    fn nobody_waits_for(&mut self, target: &Arc<str>) -> Result<(), StoreError> {
-        self.claimed
-            .targets
-            .insert(Arc::clone(target), Seen { allowance: 1, closed_until: None, waiting: false });
         Ok(())
     }
 
@@ -209,7 +202,6 @@ impl Claim<'_> {
         let (now, view) = (self.now, self.view(&target, &policy)?);
         if others_wait || view.waiting || view.room(now) == 0 {
             view.waiting = true;
-            self.claimed.progressed = true;
             queue::hold(self.tx, job.id)
         } else {
             self.lease(place, job, Some(&target), None)
@@ -229,7 +221,6 @@ impl Claim<'_> {
         if let Some(target) = target {
             self.begin(target)?;
         }
-        self.claimed.progressed = true;
         self.most = self.most.saturating_sub(1);
         if let Some(free) = self.free.get_mut(place) {
             *free = free.saturating_sub(1);
@@ -273,6 +264,7 @@ impl Claim<'_> {
                 most: policy.concurrency,
                 under_way: self.desk.under_way(target),
                 waiting: false,
+                no_slot: false,
             };
             self.views.insert(Arc::clone(target), view);
         }
@@ -302,6 +294,7 @@ impl Claim<'_> {
                 allowance: view.breaker.allowance(now, view.most),
                 closed_until: view.breaker.closed_until(now),
                 waiting: view.waiting,
+                no_slot: view.no_slot,
             };
             claimed.targets.insert(target, seen);
         }

@@ -25,7 +25,7 @@ struct State {
     /// Leases of each target that have not ended; no entry means none.
     targets: BTreeMap<Arc<str>, u32>,
     /// Targets that jobs wait for, and when to look at them again.
-    waited_for: BTreeMap<Arc<str>, Timestamp>,
+    waited_for: BTreeMap<Arc<str>, Look>,
     /// Whether the last claim left due jobs for want of slots.
     starved: bool,
     /// Where the next round of kinds begins, so that each gets its turn at scarce slots.
@@ -34,14 +34,26 @@ struct State {
     broken: Vec<(Arc<Lease>, String)>,
 }
 
-/// Room for more leases.
-pub(super) struct Rooms {
-    /// Kinds with room, in the order they are to be served.
-    pub(super) kinds: Vec<Room>,
-    /// Leases altogether.
-    pub(super) left: u32,
-    /// Kinds without room.
-    pub(super) full: Vec<usize>,
+/// When a target is to be looked at again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Look {
+    Now,
+    /// When its pause is over.
+    At(Timestamp),
+    /// When one of its jobs ends.
+    TargetFree,
+    /// When any job ends.
+    SlotFree,
+}
+
+impl Look {
+    fn is_due(self, now: Timestamp) -> bool {
+        match self {
+            Self::Now => true,
+            Self::At(at) => at <= now,
+            Self::TargetFree | Self::SlotFree => false,
+        }
+    }
 }
 
 impl Desk {
@@ -61,35 +73,39 @@ impl Desk {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Which kinds have room, and how many leases there may be more altogether.
-    pub(super) fn room(&self, kinds: &[Arc<Kind>], most: u32) -> Rooms {
+    /// How many more of each kind may be leased, and how many altogether.
+    pub(super) fn room(&self, kinds: &[Arc<Kind>], most: u32) -> (Vec<Room>, u32) {
         let mut state = self.state();
-        state.turn = state.turn.wrapping_add(1);
-        let rooms = (0..).zip(kinds).zip(&state.kinds).map(|((index, kind), taken)| Room {
-            kind: Arc::clone(kind),
-            index,
-            free: kind.policy.concurrency.saturating_sub(*taken),
-        });
-        let (mut kinds, full): (Vec<Room>, Vec<Room>) = rooms.partition(|room| room.free > 0);
-        if !kinds.is_empty() {
-            let first = state.turn % kinds.len();
-            kinds.rotate_left(first);
+        let mut rooms: Vec<Room> = (0..)
+            .zip(kinds)
+            .zip(&state.kinds)
+            .map(|((index, kind), taken)| Room {
+                kind: Arc::clone(kind),
+                index,
+                free: kind.policy.concurrency.saturating_sub(*taken),
+            })
+            .collect();
+        if !rooms.is_empty() {
+            state.turn = state.turn.wrapping_add(1) % rooms.len();
+            rooms.rotate_left(state.turn);
         }
-        let left = most.saturating_sub(state.all);
-        let full = full.iter().chain(kinds.iter().filter(|_| left == 0)).map(|room| room.index).collect();
-        Rooms { kinds, left, full }
+        (rooms, most.saturating_sub(state.all))
     }
 
-    /// Targets to look at now.
+    /// Up to `most` targets to look at now.
     pub(super) fn looks(&self, now: Timestamp, most: usize) -> Vec<Arc<str>> {
         let state = self.state();
-        let due = state.waited_for.iter().filter(|(_, at)| **at <= now);
+        let due = state.waited_for.iter().filter(|(_, look)| look.is_due(now));
         due.map(|(target, _)| Arc::clone(target)).take(most).collect()
     }
 
-    /// When the next target is to be looked at that is not to be looked at now.
+    /// When the next pause of a waited-for target is over.
     pub(super) fn next_look(&self, now: Timestamp) -> Option<Timestamp> {
-        self.state().waited_for.values().copied().filter(|at| *at > now).min()
+        let ends = |look: &Look| match look {
+            Look::At(at) if *at > now => Some(*at),
+            _ => None,
+        };
+        self.state().waited_for.values().filter_map(ends).min()
     }
 
     pub(super) fn is_waited_for(&self, target: &str) -> bool {
@@ -104,12 +120,12 @@ impl Desk {
     pub(super) fn look_at_all(&self, waited_for: Vec<String>) {
         let mut state = self.state();
         let found: BTreeSet<Arc<str>> = waited_for.into_iter().map(Arc::from).collect();
-        state.waited_for = found.into_iter().map(|target| (target, Timestamp::EPOCH)).collect();
+        state.waited_for = found.into_iter().map(|target| (target, Look::Now)).collect();
     }
 
-    /// Takes the slots of what was claimed, and notes when to look at targets again. `full` are the kinds
-    /// that were not even asked for. Answers whether to claim again at once.
-    pub(super) fn take(&self, claimed: &Claimed, full: &[usize], kinds: &[Arc<Kind>], most: u32) -> bool {
+    /// Takes the slots of what was claimed, and notes when to look at targets again. Answers whether to
+    /// claim again at once.
+    pub(super) fn take(&self, claimed: &Claimed, kinds: &[Arc<Kind>], most: u32, now: Timestamp) -> bool {
         let mut state = self.state();
         for lease in &claimed.leases {
             state.all = state.all.saturating_add(1);
@@ -128,15 +144,17 @@ impl Desk {
             }
             // One of its jobs may have ended since the claim counted them: then look again at once.
             let under_way = state.targets.get(target).copied().unwrap_or(0);
-            let at = match seen.closed_until {
-                Some(until) => until,
-                None if under_way < seen.allowance => Timestamp::EPOCH,
-                None => Timestamp::MAX,
+            let look = match seen.closed_until {
+                Some(until) => Look::At(until),
+                None if seen.no_slot => Look::SlotFree,
+                None if under_way < seen.allowance => Look::Now,
+                None => Look::TargetFree,
             };
-            state.waited_for.insert(Arc::clone(target), at);
+            state.waited_for.insert(Arc::clone(target), look);
         }
-        let mut at_once = claimed.progressed && state.waited_for.values().any(|at| *at == Timestamp::EPOCH);
-        for index in claimed.short.iter().chain(full) {
+        // More targets may be due for a look than one claim looks at.
+        let mut at_once = state.all < most && state.waited_for.values().any(|look| look.is_due(now));
+        for index in &claimed.short {
             let taken = state.kinds.get(*index).copied().unwrap_or(u32::MAX);
             let room =
                 kinds.get(*index).is_some_and(|kind| taken < kind.policy.concurrency) && state.all < most;
@@ -155,6 +173,11 @@ impl Desk {
             *taken = taken.saturating_sub(1);
         }
         let mut wanted = std::mem::take(&mut state.starved);
+        if wanted {
+            for look in state.waited_for.values_mut().filter(|look| **look == Look::SlotFree) {
+                *look = Look::Now;
+            }
+        }
         if let Some(target) = &lease.target {
             if let Some(under_way) = state.targets.get_mut(target) {
                 *under_way = under_way.saturating_sub(1);
@@ -162,8 +185,8 @@ impl Desk {
                     state.targets.remove(target);
                 }
             }
-            if let Some(at) = state.waited_for.get_mut(target) {
-                *at = Timestamp::EPOCH;
+            if let Some(look) = state.waited_for.get_mut(target) {
+                *look = Look::Now;
                 wanted = true;
             }
         }

@@ -453,20 +453,16 @@ impl Shared {
         self.bury_broken().await?;
         self.keep_up().await?;
         let now = self.store.now();
-        let room = self.desk.room(&self.kinds, self.options.concurrency);
-        let order = Order {
-            me: self.store.incarnation(),
-            most: room.left.min(CLAIM),
-            kinds: room.kinds,
-            looks: self.desk.looks(now, LOOKS),
-        };
-        let claimed = if order.most == 0 || order.kinds.is_empty() {
-            Claimed::default()
+        let (kinds, left) = self.desk.room(&self.kinds, self.options.concurrency);
+        let looks = self.desk.looks(now, LOOKS);
+        let claimed = if left == 0 {
+            Claimed { short: (0..kinds.len()).collect(), ..Claimed::default() }
         } else {
+            let order = Order { me: self.store.incarnation(), most: left.min(CLAIM), kinds, looks };
             let desk = Arc::clone(&self.desk);
             self.store.write(move |tx| claim::claim(tx, &desk, &order)).await?
         };
-        let at_once = self.desk.take(&claimed, &room.full, &self.kinds, self.options.concurrency);
+        let at_once = self.desk.take(&claimed, &self.kinds, self.options.concurrency, now);
         self.meter
             .claimed
             .fetch_add(u64::try_from(claimed.leases.len()).unwrap_or(u64::MAX), Ordering::Relaxed);

@@ -11,9 +11,9 @@
 use domain::id::{Incarnation, JobId};
 use domain::time::Timestamp;
 
-use super::BACKSTOP;
 use super::recording::{Enqueued, Release};
 use super::work::Resolver;
+use super::{BACKSTOP, dead_letter};
 use crate::params;
 use crate::store::{Column, FromColumn, Query, Row, StoreError, Topic, Tx};
 
@@ -57,6 +57,8 @@ pub(super) struct NewJob<'a> {
     pub(super) id: JobId,
     pub(super) kind: &'a str,
     pub(super) due_at: Timestamp,
+    /// Where the fence begins.
+    pub(super) epoch: u64,
     pub(super) target: Option<&'a str>,
     pub(super) unique_key: Option<&'a str>,
     pub(super) resolver: Option<&'a str>,
@@ -110,12 +112,13 @@ pub(super) fn insert(tx: &mut Tx, job: &NewJob<'_>) -> Result<bool, StoreError> 
     let inserted = tx.execute(
         "insert into job (id, kind, state, due_at, epoch, attempt, crashes, target, unique_key,
                           resolver, resolves, resolves_epoch, created_at, input)
-         values ($1, $2, 0, $3, 0, 0, 0, $4, $5, $6, $7, $8, $9, $10)
+         values ($1, $2, 0, $3, $4, 0, 0, $5, $6, $7, $8, $9, $10, $11)
          on conflict do nothing",
         params![
             job.id,
             job.kind,
             job.due_at,
+            job.epoch,
             job.target,
             job.unique_key,
             job.resolver,
@@ -301,6 +304,7 @@ fn enqueue_resolver(tx: &mut Tx, kind: &str, resolves: (JobId, u64), input: &[u8
         id,
         kind,
         due_at: now,
+        epoch: 0,
         target: None,
         unique_key: None,
         resolver: None,
@@ -357,13 +361,13 @@ pub(super) fn release_parked(
 /// Moves a job to the dead letters; `failures` are added to its attempts.
 pub(super) fn bury(tx: &mut Tx, job: JobId, class: &str, why: &str, failures: u32) -> Result<(), StoreError> {
     let now = tx.now();
+    // A job that was enqueued again under the id of a dead one may die, too.
+    dead_letter::discard(tx, job)?;
     tx.execute(
         "insert into dead_letter (id, kind, class, reason, epoch, attempt, crashes, target, unique_key,
                                   resolver, resolves, resolves_epoch, created_at, died_at, input)
          select id, kind, $2, $3, epoch + 1, attempt + $4, crashes, target, unique_key,
-                resolver, resolves, resolves_epoch, created_at, $5, input from job where id = $1
-         on conflict (id) do update set class = excluded.class, reason = excluded.reason, epoch = excluded.epoch,
-             attempt = excluded.attempt, crashes = excluded.crashes, died_at = excluded.died_at",
+                resolver, resolves, resolves_epoch, created_at, $5, input from job where id = $1",
         params![job, class, why, failures, now],
     )?;
     delete(tx, job)?;

@@ -67,6 +67,8 @@ pub fn enqueue<W: Work>(
         id,
         kind: W::KIND,
         due_at,
+        // An id may come back after its job has ended; a lease from its first life must not fit the second.
+        epoch: if options.id.is_some() { tx.chance().below(1 << 47) } else { 0 },
         target: options.target.as_deref(),
         unique_key: options.unique_key.as_deref(),
         resolver: resolver_kind::<W>(),

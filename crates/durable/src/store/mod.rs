@@ -11,7 +11,7 @@
 //! On SQLite the time of a transaction is the process's clock, asked once per function; SQL itself
 //! never asks for it.
 
-use std::fs::{File, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -119,6 +119,7 @@ impl Store {
             Access::Owner => Some(lock(path)?),
             Access::Guest => None,
         };
+        create(path)?;
         let mut tx = Tx::open(path, options.durability, chance.clone())?;
         let mode = match options.access {
             Access::Owner => migration::Mode::Apply,
@@ -145,8 +146,8 @@ impl Store {
     }
 
     /// Runs `change` in a transaction and waits until it is durable. If `change` refuses, nothing
-    /// of it is kept. It may be run more than once, and is run to its end even if the returned future
-    /// is dropped.
+    /// of it is kept. It may be run more than once; it must not call the store itself. Once queued it is
+    /// run to its end, also if the returned future is dropped.
     ///
     /// # Errors
     /// What `change` refuses, or what [`StoreError`] says.
@@ -345,12 +346,28 @@ fn run_inline(committer: &Mutex<Committer>, request: Box<dyn Pending>) {
     }
 }
 
+/// For files that only their owner may read, since the database holds secrets. SQLite gives its side files the
+/// mode of the database.
+fn private() -> OpenOptions {
+    let mut options = File::options();
+    options.create(true).write(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
+}
+
+/// Makes the database file, so that it is private from the beginning.
+fn create(path: &Path) -> Result<(), StoreError> {
+    let refused = |e: std::io::Error| StoreError::Open { path: path.to_owned(), why: e.to_string().into() };
+    private().open(path).map(drop).map_err(refused)
+}
+
 /// Keeps a second owner out. The file stays behind, only its lock matters.
 fn lock(path: &Path) -> Result<File, StoreError> {
     let mut name = path.as_os_str().to_owned();
     name.push(".lock");
     let refused = |e: std::io::Error| StoreError::Open { path: path.to_owned(), why: e.to_string().into() };
-    let file = File::options().create(true).write(true).truncate(false).open(name).map_err(refused)?;
+    let file = private().open(name).map_err(refused)?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(StoreError::Locked(path.to_owned())),

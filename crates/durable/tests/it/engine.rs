@@ -578,6 +578,7 @@ async fn a_revived_job_has_a_higher_epoch_than_any_lease_before_its_death() {
     let job = bench.plain("bad").await;
     bench.settle().await;
     assert_eq!(bench.dead()[0].class, "refused");
+    assert_eq!(bench.job(job), None);
     bench.store.write(move |tx| dead_letter::revive(tx, job)).await.unwrap();
     assert_eq!(bench.job(job).unwrap().epoch, 3, "leased as 1, buried as 2");
 }
@@ -695,6 +696,61 @@ async fn the_same_id_or_live_unique_key_is_enqueued_once() {
     bench.settle().await;
     assert_eq!(bench.stage.performed().len(), 3);
     assert!(matches!(bench.enqueue::<Plain>("b", keyed).await, Enqueued::New(_)), "no longer live");
+}
+
+#[tokio::test]
+async fn an_id_that_comes_back_does_not_fit_a_lease_of_its_first_life() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, clock) = fresh(&dir, Threading::Threads);
+    ledger(&store).await;
+    let stage = Arc::<Stage>::default();
+    stage.set("slow", Act::Hang);
+    let engine = Engine::start(store.clone(), catalog(&stage, target_policy()), EngineOptions::default())
+        .await
+        .unwrap();
+    let id = JobId::mint(Timestamp::EPOCH, &Chance::from_seed(3));
+    let enqueue = || {
+        let options = EnqueueOptions { id: Some(id), ..EnqueueOptions::default() };
+        store.write(move |tx| enqueue::<Probe<Plain>>(tx, &"slow".into(), options.clone()))
+    };
+    enqueue().await.unwrap();
+    until(&clock, MOMENT, || stage.performed().len() == 1).await;
+    store.write(move |tx| cancel(tx, id)).await.unwrap();
+    assert_eq!(enqueue().await.unwrap(), Enqueued::New(id));
+    until(&clock, MOMENT, || stage.performed().len() == 2).await;
+    // The first of the two to wait is the one whose job was cancelled.
+    stage.bell.notify_one();
+    until(&clock, MOMENT, || engine.counters().stale == 1).await;
+    assert_eq!(read_ledger(&store), []);
+    stage.bell.notify_one();
+    until(&clock, MOMENT, || engine.counters().done == 1).await;
+    assert_eq!(read_ledger(&store), [row("slow", "ok")]);
+    engine.stop(SECOND).await;
+}
+
+#[tokio::test]
+async fn many_waiting_targets_all_get_their_turn() {
+    let bench = Bench::new().await;
+    let names: Vec<String> = (0..300).map(|n| format!("shop{n:03}")).collect();
+    for name in &names {
+        let target = name.clone();
+        bench
+            .store
+            .write(move |tx| {
+                let until = tx.now() + 30 * SECOND;
+                gate::set(tx, &target, Breaker::Tripped { until, trips: 1 })
+            })
+            .await
+            .unwrap();
+        bench.call(name, name).await;
+    }
+    bench.settle().await;
+    assert_eq!(bench.stage.performed(), Vec::<String>::new());
+    bench.clock.advance(30 * SECOND);
+    for _ in 0..10 {
+        bench.engine.step().await.unwrap();
+    }
+    assert_eq!(bench.stage.performed().len(), 300);
 }
 
 #[tokio::test]

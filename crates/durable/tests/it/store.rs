@@ -289,6 +289,19 @@ fn two_owners_cannot_open_one_file_but_a_guest_may_look_in() {
     drop(reopen(&path, Threading::Threads, &clock));
 }
 
+#[cfg(unix)]
+#[test]
+fn only_the_owner_of_the_files_may_read_them() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _clock) = fresh(&dir, Threading::Inline);
+    store.write_now(|tx| secret::find_or_make(tx, "signing")).unwrap();
+    for name in ["db", "db-wal", "db-shm", "db.lock"] {
+        let mode = std::fs::metadata(dir.path().join(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+}
+
 #[test]
 fn one_answer_per_idempotency_key() {
     let dir = tempfile::tempdir().unwrap();
