@@ -17,7 +17,7 @@ use domain::id::InvoiceId;
 use domain::invoice::Status;
 use domain::money::Amount;
 use domain::payment::Stage;
-use durable::store::claim;
+use durable::store::claim::{self, ClaimRow};
 use outside::chain::ProviderStatus;
 
 use app::features::invoice::NewInvoice;
@@ -106,6 +106,10 @@ impl Court {
 
     async fn last_block(&self) -> u64 {
         self.cursor().await.unwrap().block.number
+    }
+
+    async fn disputes(&self) -> Vec<ClaimRow> {
+        self.app().store.read(|query| claim::list_open(query, CHAIN)).await.unwrap()
     }
 
     fn provider(&self, index: usize) -> ProviderStatus {
@@ -265,54 +269,76 @@ async fn with_checkable_roots_one_honest_provider_proves_what_two_others_hide() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_roots_nothing_wrong_is_accepted_and_the_payment_is_found_afterwards() {
-    for (number, faults) in (0_u8..).zip(blindness(recipient(31))) {
-        let mut court = Court::open(without_roots()).await;
-        let (hidden, shown) = (recipient(31), recipient(41));
-        let (of_hidden, of_shown) = (court.bill(hidden, 10).await, court.bill(shown, 20).await);
-        let stood_at = court.last_block().await;
-        court.providers[0].set(faults.clone());
-        court.providers[1].set(faults.clone());
-        court.nodes.pay(hidden, 10).await;
-        court.nodes.pay(shown, 20).await;
-        let paid_in = court.nodes.mine().await;
-        court.nodes.mine().await;
+    let hidden = recipient(31);
+    // Both at once: a disputed claim is asked about again only now and then.
+    let [empty, omitting] = blindness(hidden);
+    futures::join!(Box::pin(hide_and_heal(hidden, empty)), Box::pin(hide_and_heal(hidden, omitting)));
+}
 
-        // Either the cursor waits below the block, or the payment is a named dispute.
-        let disputed = court
-            .until("the contradiction to be seen", async || {
-                let claims = court.app().store.read(|query| claim::list_open(query, CHAIN)).await.unwrap();
-                let cursor = court.cursor().await.unwrap();
-                let named = claims.iter().any(|claim| claim.transfer.recipient == hidden);
-                (named || cursor.stalled.is_some()).then_some(claims)
-            })
-            .await;
-        court.look(5).await;
-        assert_eq!(court.status(of_hidden).await, Status::Open, "case {number}");
-        assert!(court.payments(of_hidden).await.is_empty());
-        if disputed.is_empty() {
-            assert_eq!(court.last_block().await, stood_at);
-        } else {
-            let mut claimed: Vec<_> =
-                disputed.iter().map(|claim| (claim.transfer.recipient, claim.transfer.amount)).collect();
-            claimed.sort_unstable();
-            let both = [(hidden, Amount::from(10)), (shown, Amount::from(20))];
-            assert_eq!(claimed, both[..if faults.empty { 2 } else { 1 }], "only what is disputed is frozen");
-            assert!(disputed.iter().all(|claim| claim.transfer.block.number == paid_in));
-            if !faults.empty {
-                court.until_status(of_shown, Status::Settled).await;
-            }
+async fn hide_and_heal(hidden: Address, faults: Faults) {
+    let mut court = Court::open(without_roots()).await;
+    let shown = recipient(41);
+    let (of_hidden, of_shown) = (court.bill(hidden, 10).await, court.bill(shown, 20).await);
+    let stood_at = court.last_block().await;
+    court.providers[0].set(faults.clone());
+    court.providers[1].set(faults.clone());
+    court.nodes.pay(hidden, 10).await;
+    court.nodes.pay(shown, 20).await;
+    let paid_in = court.nodes.mine().await;
+    court.nodes.mine().await;
+
+    // Either the cursor waits below the block, or the payment is a named dispute.
+    let disputed = court
+        .until("the contradiction to be seen", async || {
+            let claims = court.disputes().await;
+            let cursor = court.cursor().await.unwrap();
+            let named = claims.iter().any(|claim| claim.transfer.recipient == hidden);
+            (named || cursor.stalled.is_some()).then_some(claims)
+        })
+        .await;
+    court.look(5).await;
+    assert_eq!(court.status(of_hidden).await, Status::Open, "{faults:?}");
+    assert!(court.payments(of_hidden).await.is_empty());
+    if disputed.is_empty() {
+        assert_eq!(court.last_block().await, stood_at);
+    } else {
+        let mut claimed: Vec<_> =
+            disputed.iter().map(|claim| (claim.transfer.recipient, claim.transfer.amount)).collect();
+        claimed.sort_unstable();
+        let both = [(hidden, Amount::from(10)), (shown, Amount::from(20))];
+        assert_eq!(claimed, both[..if faults.empty { 2 } else { 1 }], "only what is disputed is frozen");
+        assert!(disputed.iter().all(|claim| claim.transfer.block.number == paid_in));
+        if !faults.empty {
+            court.until_status(of_shown, Status::Settled).await;
         }
-        court.heal_all();
-        for (id, to, amount) in [(of_hidden, hidden, 10_u8), (of_shown, shown, 20)] {
-            court.until_status(id, Status::Settled).await;
-            assert_eq!(court.payments(id).await.len(), 1);
-            assert_eq!(court.payments(id).await[0].level, EvidenceLevel::Quorum);
-            assert_eq!(court.nodes.balance(to).await, U256::from(amount));
-        }
-        assert!(court.last_block().await >= paid_in);
-        let claims = court.app().store.read(|query| claim::list_open(query, CHAIN)).await.unwrap();
-        assert!(claims.is_empty(), "{claims:?}");
     }
+
+    court.heal_all();
+    let Court { nodes, program, .. } = &mut court;
+    let settled = async {
+        for id in [of_hidden, of_shown] {
+            program.until_status(id, Status::Settled).await;
+        }
+    };
+    let going_on = async {
+        loop {
+            program.clock.sleep(Duration::from_secs(1)).await;
+            nodes.mine().await;
+        }
+    };
+    tokio::select! {
+        () = settled => {}
+        () = going_on => unreachable!(),
+    }
+    for (id, to, amount) in [(of_hidden, hidden, 10_u8), (of_shown, shown, 20)] {
+        let payments = court.payments(id).await;
+        assert_eq!(payments.len(), 1);
+        assert_eq!((payments[0].level, payments[0].transfer.block.number), (EvidenceLevel::Quorum, paid_in));
+        assert_eq!(court.nodes.balance(to).await, U256::from(amount));
+    }
+    assert!(court.last_block().await >= paid_in);
+    let left = court.disputes().await;
+    assert!(left.is_empty(), "{left:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
