@@ -335,7 +335,6 @@ fn delivery_policy(webhook: &config::Webhook, backoff: Backoff) -> Policy {
             },
             held_at_most: webhook.max_hold,
         }),
-        ..Policy::default()
     }
 }
 
