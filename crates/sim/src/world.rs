@@ -472,7 +472,7 @@ impl World {
         };
         // Works that run one after the other begin long after they were claimed.
         let Some((store, true)) = process else { return };
-        let gates = store.read_now(|query| gate::list(query));
+        let gates = store.read_now(gate::list);
         let Ok::<_, StoreError>(gates) = gates else { return };
         let now = self.clock.now();
         let Some(gate) = gates.iter().find(|gate| gate.target == target) else { return };
