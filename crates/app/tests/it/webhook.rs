@@ -111,7 +111,7 @@ async fn a_rejected_event_becomes_a_dead_letter_and_opens_its_lane() {
     let rows = until_all(&world, 2, DeliveryState::Dead).await;
     assert!(rows.iter().all(|row| row.dead_reason == Some(DeadReason::Rejected)), "{rows:?}");
     assert!(rows.iter().all(|row| row.attempts == 5 && row.last_status == Some(400)));
-    let counted = world.app().store.read(|query| durable::store::counter::list(query)).await.unwrap();
+    let counted = world.app().store.read(durable::store::counter::list).await.unwrap();
     let dead = counted.iter().find(|counter| counter.label == "rejected").unwrap();
     assert_eq!((dead.name.as_str(), dead.value), ("webhook_dlq_total", 2));
 }
@@ -162,7 +162,7 @@ async fn a_breaker_holds_without_burning_attempts_and_lets_go_when_the_merchant_
     world.chain.mine_n(2);
     world
         .until("the breaker to trip", async || {
-            let gates = world.app().store.read(|query| durable::engine::gate::list(query)).await.unwrap();
+            let gates = world.app().store.read(durable::engine::gate::list).await.unwrap();
             gates.iter().any(|gate| gate.breaker.as_str() == "tripped").then_some(())
         })
         .await;
