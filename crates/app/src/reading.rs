@@ -5,9 +5,10 @@
 
 use std::collections::BTreeSet;
 
-use domain::chain::{Address, BlockLink, EvidenceLevel, TransferKey};
+use domain::chain::{Address, Asset, BlockLink, EvidenceLevel, TransferKey};
+use durable::store::claim::{self, ClaimRow};
 use durable::store::{Query, ReadOnly, StoreError, Tx, block, invoice};
-use outside::chain::{DisputedClaim, ProvenBlock};
+use outside::chain::{DisputedClaim, ProvenBlock, Watch};
 
 use crate::ledger::{self, Seen, Sighted};
 use crate::reactions;
@@ -22,7 +23,7 @@ pub struct ReadBlock {
     pub level: EvidenceLevel,
     /// Transfers to recipients of ours, with their evidence.
     pub ours: Vec<Sighted>,
-    /// Recipients of watched assets that were nobody's.
+    /// Recipients of watched assets that were nobody's, also of claims that were not asked about for that reason.
     pub strangers: BTreeSet<Address>,
     /// Logs that some assert and others deny.
     pub disputed: Vec<DisputedClaim>,
@@ -35,6 +36,33 @@ pub struct Applied {
     pub duplicates: u64,
 }
 
+/// What to look for on a chain: every transfer of these assets, since whoever was paid may become ours later; but
+/// of what providers dispute only what concerns recipients of ours.
+pub fn watch(store: &ReadOnly, chain: ChainId, assets: &[Asset]) -> Watch {
+    let store = store.clone();
+    Watch::all(assets.iter().copied()).claims_to(move |recipients| {
+        let reading = store.clone();
+        Box::pin(async move {
+            let known = reading.read(move |query| ours_among(query, chain, recipients)).await;
+            known.inspect_err(|error| tracing::warn!(%chain, %error, "recipients cannot be looked up")).ok()
+        })
+    })
+}
+
+fn ours_among(
+    query: &impl Query,
+    chain: ChainId,
+    recipients: BTreeSet<Address>,
+) -> Result<BTreeSet<Address>, StoreError> {
+    let mut ours = BTreeSet::new();
+    for recipient in recipients {
+        if invoice::knows_recipient(query, chain, &recipient)? {
+            ours.insert(recipient);
+        }
+    }
+    Ok(ours)
+}
+
 /// Prepares proven blocks: finds whose transfers matter and collects their evidence.
 ///
 /// # Errors
@@ -44,7 +72,7 @@ pub async fn prepare(store: &ReadOnly, blocks: Vec<ProvenBlock>) -> Result<Vec<R
 }
 
 fn prepare_one(query: &impl Query, block: &ProvenBlock) -> Result<ReadBlock, StoreError> {
-    let mut strangers = BTreeSet::new();
+    let mut strangers = block.unasked.clone();
     let mut keys: Vec<TransferKey> = Vec::new();
     let mut known = BTreeSet::new();
     for transfer in &block.transfers {
@@ -70,6 +98,25 @@ fn prepare_one(query: &impl Query, block: &ProvenBlock) -> Result<ReadBlock, Sto
         })
         .collect::<Result<_, StoreError>>()?;
     Ok(ReadBlock { link: block.link, level: block.level, ours, strangers, disputed: block.disputed.clone() })
+}
+
+/// Remembers what is disputed of a block, and has each claim asked about until it is decided.
+///
+/// # Errors
+/// The store's.
+pub fn open_claims(tx: &mut Tx, read: &ReadBlock) -> Result<(), StoreError> {
+    for dispute in &read.disputed {
+        let row = ClaimRow {
+            transfer: dispute.transfer,
+            claimants: dispute.claimants.join(","),
+            opened_at: tx.now(),
+            closed_at: None,
+            verdict: None,
+        };
+        claim::open(tx, &row)?;
+        reactions::recheck(tx, &dispute.transfer.key)?;
+    }
+    Ok(())
 }
 
 /// Counts a block's transfers, and remembers whom else it paid. A stranger who has become ours meanwhile has the

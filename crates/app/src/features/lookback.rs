@@ -8,7 +8,7 @@ use std::time::Duration;
 use domain::chain::{Asset, ChainId, Confirmations};
 use durable::engine::{AfterCrash, Attempt, Next, Recording, Trouble, Work};
 use durable::store::{Query, ReadOnly, StoreError, block};
-use outside::chain::{ChainReader, Watch};
+use outside::chain::ChainReader;
 use serde::{Deserialize, Serialize};
 
 use crate::config::ChainConfig;
@@ -64,7 +64,7 @@ impl Work for LookBack {
             .await
             .map_err(|error: StoreError| again(error.to_string()))?;
         let proven = reader
-            .read_block(input.number, &Watch::all(assets.iter().copied()))
+            .read_block(input.number, &reading::watch(store, chain, &assets))
             .await
             .map_err(|stall| again(stall.to_string()))?;
         let read =
@@ -92,6 +92,7 @@ impl Work for LookBack {
             }
             Some(_) => {}
         }
+        reading::open_claims(recording, read)?;
         for sighted in &read.ours {
             ledger::see(recording, sighted, *confirmations)?;
         }

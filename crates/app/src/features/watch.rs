@@ -17,7 +17,6 @@ use domain::event::EventType;
 use domain::time::Timestamp;
 use durable::engine::{AfterCrash, Attempt, Next, Recording, Trouble, Work};
 use durable::store::block::{self, ChainCursor};
-use durable::store::claim::{self, ClaimRow};
 use durable::store::payment::PaymentRow;
 use durable::store::{Query, ReadOnly, StoreError, Tx, counter, invoice, payment};
 use outside::chain::{ChainReader, Progress, ProviderStatus, Stall, StallKind, Watch as Watched};
@@ -189,7 +188,7 @@ impl Watch {
             })
             .await?;
         let ring: Vec<BlockRef> = ring.iter().rev().map(|link| link.block).collect();
-        let watched = Watched::all(assets.iter().copied());
+        let watched = reading::watch(store, chain, &assets);
         let mut below = Vec::new();
         let progress = match ring.is_empty() {
             true => self.begin(reader, config, &watched, &mut below).await,
@@ -365,9 +364,7 @@ fn apply(
         advanced_at: tx.now(),
     });
     block::insert(tx, chain, &read.link)?;
-    for dispute in &read.disputed {
-        open_claim(tx, dispute)?;
-    }
+    reading::open_claims(tx, read)?;
     let applied = reading::apply(tx, chain, read, fact.confirmations)?;
     if applied.duplicates > 0 {
         counter::add(tx, DUPLICATES, "chain", applied.duplicates)?;
@@ -381,18 +378,6 @@ fn apply(
     settle(tx, &mut cursor, fact)?;
     block::save_cursor(tx, &cursor)?;
     prune(tx, &cursor, fact.lookback_blocks)
-}
-
-fn open_claim(tx: &mut Tx, dispute: &outside::chain::DisputedClaim) -> Result<(), StoreError> {
-    let row = ClaimRow {
-        transfer: dispute.transfer,
-        claimants: dispute.claimants.join(","),
-        opened_at: tx.now(),
-        closed_at: None,
-        verdict: None,
-    };
-    claim::open(tx, &row)?;
-    reactions::recheck(tx, &dispute.transfer.key)
 }
 
 /// Raises the safe and finalized heights, never above the cursor and never down.

@@ -370,6 +370,77 @@ async fn an_invoice_does_not_expire_while_its_payment_is_disputed() {
     assert_ne!(world.invoice(id).await.invoice.status(), Status::Expired);
 }
 
+/// Thousands of made-up logs in every block, by one of three providers, hold up nobody's payment and leave nothing behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_of_forged_logs_stops_nothing() {
+    let chain = devchain::Config { opaque_receipts_root: true, ..devchain::Config::default() };
+    let settings = Settings { root_mode: "none", confirmations: "1", chain, ..Settings::default() };
+    let world = World::new(settings).await;
+    let to = recipient(113);
+    world.until_head().await;
+    let next = world.chain.head().number + 1;
+    let forged = (next..next + 3).flat_map(|block| {
+        (0..2_000_u64).map(move |n| ForgedLog {
+            block,
+            transaction: None,
+            token: CONTRACTS.dollar,
+            from: recipient(99),
+            // The address of an invoice is no secret: the worst liar claims payments to that.
+            to: if n % 2 == 0 { to } else { Address::from_word(B256::from(U256::from(n + 0xf_0000))) },
+            value: U256::from(10_u8),
+        })
+    });
+    let faults = Faults { forge_logs: forged.collect(), reach: Reach::Both, ..Faults::default() };
+    world.faces[0].provider().set_faults(faults);
+    let mut invoices = Vec::new();
+    for amount in 20..23 {
+        invoices.push((world.create(world.wanted(to, amount)).await, amount));
+        world.pay(to, amount);
+        world.chain.mine();
+    }
+    for (id, amount) in invoices {
+        let settled = world.until_status(id, Status::Settled).await;
+        assert_eq!(settled.invoice.paid.confirmed, Amount::from(amount));
+    }
+    let open = world.app().store.read(|query| claim::list_open(query, CHAIN)).await.unwrap();
+    assert!(open.is_empty(), "{} claims of a proven forger were kept", open.len());
+}
+
+/// What was claimed of somebody who was nobody then is asked about once it concerns an invoice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_to_a_stranger_is_disputed_once_the_stranger_is_ours() {
+    let chain =
+        devchain::Config { opaque_receipts_root: true, finalized_lag: 200, ..devchain::Config::default() };
+    let settings = Settings { root_mode: "none", confirmations: "1", chain, ..Settings::default() };
+    let world = World::new(settings).await;
+    let to = recipient(114);
+    world.until_head().await;
+    world.pay(recipient(115), 5);
+    world.faces[0].provider().set_faults(Faults {
+        forge_logs: vec![ForgedLog {
+            block: world.chain.head().number + 1,
+            transaction: None,
+            token: CONTRACTS.dollar,
+            from: recipient(99),
+            to,
+            value: U256::from(10_u8),
+        }],
+        reach: Reach::Both,
+        ..Faults::default()
+    });
+    world.chain.mine();
+    world.until_head().await;
+    let open = world.app().store.read(|query| claim::list_open(query, CHAIN)).await.unwrap();
+    assert!(open.is_empty(), "it concerned nobody: {open:?}");
+    world.create(world.wanted(to, 10)).await;
+    world
+        .until("the claim to be disputed", async || {
+            let touched = world.app().store.read(move |query| claim::touches(query, CHAIN, &to));
+            touched.await.unwrap().then_some(())
+        })
+        .await;
+}
+
 /// However many claims a liar opens, each is asked about until it is closed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_claim_behind_a_thousand_others_is_still_asked_about() {

@@ -15,6 +15,7 @@ use alloy_consensus::{EMPTY_ROOT_HASH, Header};
 use alloy_primitives::{Address, B256, Bloom, Bytes, Log, U256};
 use domain::chain::{Asset, BlockLink, ChainId, EvidenceLevel, Transfer, TransferKey};
 use domain::money::Amount;
+use futures::future::BoxFuture;
 
 use super::evidence::{Evidence, EvidenceBlock, EvidenceItem, Voter};
 use super::profile::ChainProfile;
@@ -42,6 +43,27 @@ impl fmt::Debug for Recipients {
     }
 }
 
+/// Answers which of some recipients are ours; none when that cannot be said now.
+type OursAmong = dyn Fn(BTreeSet<Address>) -> BoxFuture<'static, Option<BTreeSet<Address>>> + Send + Sync;
+
+/// Which disputed claims everybody is asked about, where transfers are believed by vote.
+#[derive(Clone)]
+pub enum Claims {
+    /// All of them.
+    All,
+    /// Those to recipients of ours. Asked once for a block that has any, with all their recipients.
+    ToOurs(Arc<OursAmong>),
+}
+
+impl fmt::Debug for Claims {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::All => "All",
+            Self::ToOurs(_) => "ToOurs(..)",
+        })
+    }
+}
+
 /// Which transfers to look for. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Watch {
@@ -51,6 +73,8 @@ pub struct Watch {
     pub native: bool,
     /// To whom.
     pub recipients: Recipients,
+    /// Which of the claims that too few groups show are settled.
+    pub claims: Claims,
 }
 
 impl Watch {
@@ -66,13 +90,36 @@ impl Watch {
                 }
             }
         }
-        Self { tokens: Arc::new(tokens), native, recipients: Recipients::Everyone }
+        Self { tokens: Arc::new(tokens), native, recipients: Recipients::Everyone, claims: Claims::All }
     }
 
     /// The same, for recipients of whom `is_ours` says so.
     #[must_use]
     pub fn only_to(self, is_ours: impl Fn(&Address) -> bool + Send + Sync + 'static) -> Self {
         Self { recipients: Recipients::Where(Arc::new(is_ours)), ..self }
+    }
+
+    /// The same, with disputed claims asked about only where `ours_among` says that they concern one of ours. It may
+    /// take its time; when it cannot say, all are asked about.
+    #[must_use]
+    pub fn claims_to(
+        self,
+        ours_among: impl Fn(BTreeSet<Address>) -> BoxFuture<'static, Option<BTreeSet<Address>>>
+        + Send
+        + Sync
+        + 'static,
+    ) -> Self {
+        Self { claims: Claims::ToOurs(Arc::new(ours_among)), ..self }
+    }
+
+    /// Those of the claims' recipients for whom it is worth asking.
+    pub(super) async fn ours_among(&self, recipients: BTreeSet<Address>) -> BTreeSet<Address> {
+        match &self.claims {
+            Claims::ToOurs(ours_among) if !recipients.is_empty() => {
+                ours_among(recipients.clone()).await.unwrap_or(recipients)
+            }
+            Claims::All | Claims::ToOurs(_) => recipients,
+        }
     }
 
     fn wants(&self, recipient: &Address) -> bool {
@@ -247,6 +294,9 @@ pub struct ProvenBlock {
     pub voters: Vec<Voter>,
     /// Logs that fewer than `k` groups showed and that could not be settled: freeze what they touch.
     pub disputed: Vec<DisputedClaim>,
+    /// Recipients of claims that nobody was asked about, since they were not ours. For one who becomes ours the
+    /// block has to be read again.
+    pub unasked: BTreeSet<Address>,
     pub(super) header_rlp: Option<Bytes>,
     /// Who showed each transfer, where they were believed by vote.
     pub(super) supporters: BTreeMap<TransferKey, Vec<Voter>>,

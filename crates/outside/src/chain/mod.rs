@@ -28,7 +28,7 @@ pub mod rpc;
 mod claims;
 mod reader;
 
-pub use block::{ProvenBlock, Recipients, Watch};
+pub use block::{Claims, ProvenBlock, Recipients, Watch};
 pub use claims::ClaimOutcome;
 pub use error::RpcError;
 pub use evidence::{Evidence, EvidenceError, VerifiedTransfer, Voter, verify};

@@ -6,7 +6,7 @@
 //!
 //! Deliberately absent: deciding. That is [`super::quorum`] and [`super::votes`], which have no clock.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use domain::chance::Chance;
 use domain::time::{Clock, Timestamp};
 use futures::future::{BoxFuture, Either, select};
 use futures::stream::{self, FuturesUnordered, StreamExt};
+use tokio::sync::Semaphore;
 
 use super::block::{Body, ProvenBlock, Receipts, Watch, check_transactions};
 use super::error::RpcError;
@@ -29,6 +30,11 @@ use super::wire::{SeenHeader, decode_header_answer, decode_receipts, decode_tran
 
 /// Blocks read at once while catching up.
 const AHEAD: usize = 4;
+/// Once so much time was spent on catching up, what was read is handed out.
+const ENOUGH: Duration = Duration::from_secs(10);
+/// Transactions that everybody is asked about at once, over all blocks being read: well below a provider's places, so
+/// that disputes do not crowd out the reading.
+pub(super) const HEARINGS: usize = 8;
 /// How long to wait for a slower provider's head when a block was seen by fewer than `k` groups.
 const HEAD_GRACE: Duration = Duration::from_millis(250);
 
@@ -73,6 +79,8 @@ pub enum StallReason {
     Header(B256),
     /// What it served does not have the header's roots.
     Invalid(FaultKind),
+    /// It shows so many transfers that too few others show, and is not believed.
+    Unsupported(usize),
 }
 
 impl std::fmt::Display for StallReason {
@@ -82,6 +90,7 @@ impl std::fmt::Display for StallReason {
             Self::Behind => f.write_str("does not have the block"),
             Self::Header(hash) => write!(f, "says {hash}"),
             Self::Invalid(fault) => write!(f, "served a body with a wrong {}", fault.as_str()),
+            Self::Unsupported(claims) => write!(f, "shows {claims} transfers that too few others show"),
         }
     }
 }
@@ -120,13 +129,13 @@ impl StallKind {
 
 /// Why nothing was concluded. Not an error of the caller: it asks again later.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{}: {alive} of {needed} needed groups answered{}", kind.as_str(), spell(why))]
+#[error("{}: {}{}", kind.as_str(), spell_kind(self), spell(why))]
 pub struct Stall {
     /// What is missing.
     pub kind: StallKind,
     /// The block it is about, if any.
     pub block: Option<u64>,
-    /// Groups that answered at all.
+    /// Groups whose answer could be counted. Zero where nobody was counted.
     pub alive: usize,
     /// Groups that say they do not have the block.
     pub without: usize,
@@ -134,6 +143,27 @@ pub struct Stall {
     pub needed: usize,
     /// What each provider did, by name.
     pub why: Vec<(String, StallReason)>,
+}
+
+fn spell_kind(stall: &Stall) -> String {
+    let Stall { kind, block, alive, without, needed, .. } = stall;
+    let block = block.map_or_else(|| "the block".to_owned(), |number| format!("block {number}"));
+    match kind {
+        StallKind::TooFewGroups => format!("{alive} of {needed} needed groups answered"),
+        StallKind::NoAgreement => {
+            format!("{alive} groups answered, and no {needed} of them agree on {block}")
+        }
+        StallKind::Behind => {
+            format!("{needed} groups have to have {block}; {without} of the {alive} that answered do not")
+        }
+        StallKind::NoValidBody => {
+            format!("the header of {block} is agreed on, and nobody served contents that fit it")
+        }
+        StallKind::Unsettled => {
+            format!("what follows {block} does not link to it, and it is still agreed on")
+        }
+        StallKind::ForkBelowRing => format!("{block}, the oldest that is remembered, is off the chain"),
+    }
 }
 
 fn spell(why: &[(String, StallReason)]) -> String {
@@ -223,7 +253,7 @@ pub(super) struct Inner {
     pub(super) profile: ChainProfile,
     pub(super) roster: Roster,
     pub(super) providers: Vec<Provider>,
-    clock: Arc<dyn Clock>,
+    pub(super) clock: Arc<dyn Clock>,
     tags: Mutex<Tags>,
     tags_every: Duration,
     /// A header's filter was once seen to miss a log: nothing is concluded from filters any more.
@@ -231,6 +261,7 @@ pub(super) struct Inner {
     pub(super) agreed: AtomicU64,
     failed: AtomicU64,
     retries: AtomicU64,
+    pub(super) hearings: Semaphore,
 }
 
 /// Reads one chain through its providers. Cheap to clone.
@@ -321,6 +352,7 @@ impl ChainReader {
             agreed: AtomicU64::new(0),
             failed: AtomicU64::new(0),
             retries: AtomicU64::new(0),
+            hearings: Semaphore::new(HEARINGS),
         })))
     }
 
@@ -423,11 +455,15 @@ impl ChainReader {
             .buffered(AHEAD);
         let mut blocks: Vec<ProvenBlock> = Vec::new();
         let mut parent = cursor.hash;
+        let started = self.0.clock.monotonic();
         while let Some(read) = reads.next().await {
             match read {
                 Ok(block) if block.link.parent == parent => {
                     parent = block.link.block.hash;
                     blocks.push(block);
+                    if self.0.clock.monotonic().saturating_sub(started) >= ENOUGH {
+                        break;
+                    }
                 }
                 Ok(_) if blocks.is_empty() => {
                     drop(reads);
@@ -804,6 +840,7 @@ impl Inner {
                     transfers,
                     voters,
                     disputed: Vec::new(),
+                    unasked: BTreeSet::new(),
                     header_rlp,
                     supporters: BTreeMap::new(),
                     body,

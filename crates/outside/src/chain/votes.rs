@@ -127,7 +127,7 @@ impl Tally {
     /// Whether enough groups voted for absence to mean anything.
     #[must_use]
     pub fn is_quorate(&self) -> bool {
-        self.roster.groups_among(self.voters.iter().copied()) >= self.roster.needed()
+        self.groups() >= self.roster.needed()
     }
 
     /// The groups all of whose voters show the claim.
@@ -152,21 +152,47 @@ impl Tally {
     /// no claim but a fault: two contents cannot both be at one index of one block.
     #[must_use]
     pub fn open(&self) -> Vec<(Claim, Vec<usize>)> {
-        let accepted = self.accepted();
+        let accepted = Places::of(&self.accepted());
         let mut open = self.select(|groups| groups < self.roster.needed());
-        open.retain(|(claim, _)| {
-            !accepted.iter().any(|(known, _)| contradict(&known.content, &claim.content))
-        });
+        open.retain(|(claim, _)| !accepted.rule_out(&claim.content));
         open
+    }
+
+    /// The voters that show more than `most` open claims, each with those claims, in the order of the block.
+    #[must_use]
+    pub fn excessive(&self, most: usize) -> BTreeMap<usize, Vec<Claim>> {
+        let mut shown: BTreeMap<usize, Vec<Claim>> = BTreeMap::new();
+        for (claim, supporters) in self.open() {
+            for provider in supporters {
+                shown.entry(provider).or_default().push(claim);
+            }
+        }
+        shown.retain(|_, claims| claims.len() > most);
+        shown
+    }
+
+    /// Takes back the vote of `provider`, and whatever nobody else shows: it abstains.
+    pub fn strike(&mut self, provider: usize) {
+        self.voters.remove(&provider);
+        self.claims.retain(|_, (_, supporters)| {
+            supporters.remove(&provider);
+            !supporters.is_empty()
+        });
+    }
+
+    /// The groups that voted.
+    #[must_use]
+    pub fn groups(&self) -> usize {
+        self.roster.groups_among(self.voters.iter().copied())
     }
 
     /// Providers that showed something which an accepted claim rules out.
     #[must_use]
     pub fn forgers(&self) -> BTreeSet<usize> {
-        let accepted = self.accepted();
+        let accepted = Places::of(&self.accepted());
         self.select(|groups| groups < self.roster.needed())
             .into_iter()
-            .filter(|(claim, _)| accepted.iter().any(|(known, _)| contradict(&known.content, &claim.content)))
+            .filter(|(claim, _)| accepted.rule_out(&claim.content))
             .flat_map(|(_, supporters)| supporters)
             .collect()
     }
@@ -191,12 +217,33 @@ impl Tally {
     }
 }
 
-/// Whether two contents cannot both be in one block: the same place, or one transaction at two indices.
-fn contradict(one: &Content, other: &Content) -> bool {
-    let same_log = one.log_index.is_some() && one.log_index == other.log_index;
-    let same_place = one.tx == other.tx && one.ordinal == other.ordinal;
-    let same_index = (one.tx == other.tx) != (one.tx_index == other.tx_index);
-    one != other && (same_log || same_place || same_index)
+/// The places that accepted claims take up. A liar may show a million others: each is looked up, not compared with all.
+struct Places {
+    logs: BTreeSet<u64>,
+    ordinals: BTreeSet<(B256, i64)>,
+    index_of: BTreeMap<B256, u64>,
+    at_index: BTreeMap<u64, B256>,
+}
+
+impl Places {
+    fn of(accepted: &[(Claim, Vec<usize>)]) -> Self {
+        let contents = || accepted.iter().map(|(claim, _)| &claim.content);
+        Self {
+            logs: contents().filter_map(|content| content.log_index).collect(),
+            ordinals: contents().map(|content| (content.tx, content.ordinal)).collect(),
+            index_of: contents().map(|content| (content.tx, content.tx_index)).collect(),
+            at_index: contents().map(|content| (content.tx_index, content.tx)).collect(),
+        }
+    }
+
+    /// Whether a content that is not accepted cannot be in the block: its place is taken, or it would put one
+    /// transaction at two indices or two at one.
+    fn rule_out(&self, content: &Content) -> bool {
+        content.log_index.is_some_and(|index| self.logs.contains(&index))
+            || self.ordinals.contains(&(content.tx, content.ordinal))
+            || self.index_of.get(&content.tx).is_some_and(|index| *index != content.tx_index)
+            || self.at_index.get(&content.tx_index).is_some_and(|tx| *tx != content.tx)
+    }
 }
 
 /// What one provider answered when asked about one claim.
@@ -204,7 +251,7 @@ fn contradict(one: &Content, other: &Content) -> bool {
 pub enum Testimony {
     /// Its receipt of the transaction has exactly this.
     Confirms,
-    /// It has the block, and its receipt has something else there, or it knows no such transaction.
+    /// It has the block, and its receipt has something else there, or the block does not list the transaction.
     Denies,
 }
 
@@ -222,20 +269,32 @@ pub enum ClaimVerdict {
 /// Counts testimonies by group; a group that says both says nothing.
 #[must_use]
 pub fn judge(roster: &Roster, testimonies: &[(usize, Testimony)]) -> ClaimVerdict {
-    let mut by_group: BTreeMap<usize, BTreeSet<Testimony>> = BTreeMap::new();
-    for (provider, testimony) in testimonies {
-        by_group.entry(roster.group_of(*provider)).or_default().insert(*testimony);
-    }
-    let count = |wanted: Testimony| {
-        by_group.values().filter(|said| said.len() == 1 && said.contains(&wanted)).count()
-    };
-    if count(Testimony::Confirms) >= roster.needed() {
+    let [confirming, denying] = count(roster, testimonies);
+    if confirming >= roster.needed() {
         ClaimVerdict::Confirmed
-    } else if count(Testimony::Denies) >= roster.needed() {
+    } else if denying >= roster.needed() {
         ClaimVerdict::Denied
     } else {
         ClaimVerdict::Open
     }
+}
+
+/// Whether the `waiting` providers can no longer turn the verdict.
+#[must_use]
+pub fn is_decided(roster: &Roster, testimonies: &[(usize, Testimony)], waiting: &BTreeSet<usize>) -> bool {
+    let [confirming, denying] = count(roster, testimonies);
+    let to_come = roster.groups_among(waiting.iter().copied());
+    confirming >= roster.needed() || denying >= roster.needed() && confirming + to_come < roster.needed()
+}
+
+/// The groups that confirm, and those that deny.
+fn count(roster: &Roster, testimonies: &[(usize, Testimony)]) -> [usize; 2] {
+    let mut by_group: BTreeMap<usize, BTreeSet<Testimony>> = BTreeMap::new();
+    for (provider, testimony) in testimonies {
+        by_group.entry(roster.group_of(*provider)).or_default().insert(*testimony);
+    }
+    [Testimony::Confirms, Testimony::Denies]
+        .map(|wanted| by_group.values().filter(|said| said.len() == 1 && said.contains(&wanted)).count())
 }
 
 #[cfg(test)]
@@ -343,6 +402,36 @@ mod tests {
         assert_eq!(judge(&roster, &[(1, Denies), (2, Confirms), (3, Denies)]), ClaimVerdict::Open);
         assert_eq!(judge(&roster, &[(0, Confirms), (3, Confirms)]), ClaimVerdict::Confirmed);
         assert_eq!(judge(&roster, &[]), ClaimVerdict::Open);
+    }
+
+    #[test]
+    fn a_denial_is_final_when_nobody_is_left_who_could_confirm() {
+        use Testimony::{Confirms, Denies};
+        let four = Roster::new(&["a", "b", "c", "d"], 2).unwrap();
+        let denied = [(0, Denies), (1, Denies)];
+        assert!(!is_decided(&four, &denied, &BTreeSet::from([2, 3])));
+        assert!(is_decided(&four, &denied, &BTreeSet::from([3])));
+        assert!(!is_decided(&four, &[(0, Denies), (1, Denies), (2, Confirms)], &BTreeSet::from([3])));
+        assert!(is_decided(&four, &[(0, Confirms), (1, Confirms)], &BTreeSet::from([2, 3])));
+        assert!(!is_decided(&four, &[(0, Denies)], &BTreeSet::new()));
+    }
+
+    #[test]
+    fn one_that_is_struck_neither_votes_nor_claims() {
+        let mut tally = tally(&["a", "b", "c"], 2);
+        tally.vote(0, [claim(1, 0, 10)]);
+        tally.vote(1, [claim(1, 0, 10)]);
+        let forged: Vec<Claim> = (2..90).map(|n| claim(n, u64::from(n), 1_000)).collect();
+        tally.vote(2, forged.iter().copied().chain([claim(1, 0, 10)]));
+        assert!(tally.excessive(88).is_empty());
+        let excessive = tally.excessive(87);
+        assert_eq!(excessive.keys().copied().collect::<Vec<_>>(), [2]);
+        assert_eq!(excessive[&2], forged, "what others show too does not count");
+        tally.strike(2);
+        assert!(tally.open().is_empty() && tally.is_quorate());
+        assert_eq!(amounts(&tally.accepted()), ["10"]);
+        tally.strike(1);
+        assert!(!tally.is_quorate(), "without it there may be too few");
     }
 
     /// 10^5 rounds with up to k − 1 bad groups: nothing false is accepted, and with k honest voters nothing

@@ -6,6 +6,8 @@
 //!
 //! Deliberately absent: belief. Decoding says "well formed", the roots and votes say "true".
 
+use std::collections::BTreeSet;
+
 use alloy_consensus::transaction::SignerRecoverable;
 use alloy_consensus::{
     Eip658Value, EthereumTxEnvelope, Header, SignableTransaction as _, Transaction as _, TxEip1559,
@@ -107,6 +109,19 @@ fn checked_header<T>(block: &JsonBlock<T>, profile: &ChainProfile) -> Result<See
 pub fn decode_header_answer(raw: &RawValue, profile: &ChainProfile) -> Result<SeenHeader, RpcError> {
     let block: JsonBlock<IgnoredAny> = parse(raw, "header")?;
     checked_header(&block, profile)
+}
+
+/// Decodes the answer of `eth_getBlockByHash(…, false)` as far as the block and the hashes of its transactions.
+///
+/// # Errors
+/// [`RpcError::NotFound`] for `null`; malformed also when the hash is not that of the header.
+pub fn decode_contents(
+    raw: &RawValue,
+    profile: &ChainProfile,
+) -> Result<(BlockRef, BTreeSet<B256>), RpcError> {
+    let block: JsonBlock<B256> = parse(raw, "block")?;
+    let seen = checked_header(&block, profile)?;
+    Ok((seen.link().block, block.transactions.into_iter().collect()))
 }
 
 /// A transaction by the bytes that consensus covers.

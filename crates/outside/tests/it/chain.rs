@@ -635,3 +635,34 @@ async fn forged_logs_in_a_log_answer_are_never_read() {
     assert!(net.poll().await.unwrap().is_empty());
     assert!(net.is_level());
 }
+
+#[tokio::test]
+async fn a_stall_says_what_is_missing_and_nothing_else() {
+    let mut net = Net::new(Plan::default()).await;
+    net.chain.mine_n(3);
+    let unknown = BlockRef { number: 2, hash: B256::repeat_byte(7) };
+    let below = net.reader.find_ancestor(&[unknown]).await.unwrap_err();
+    assert_eq!(
+        below.to_string(),
+        "fork_below_ring: block 2, the oldest that is remembered, is off the chain"
+    );
+    let behind = net.reader.read_block(9, &dollars()).await.unwrap_err();
+    assert!(behind.to_string().starts_with("behind: 2 groups have to have block 9; "), "{behind}");
+    net.pay(payee(1), 1);
+    net.chain.mine();
+    for liar in 0..3 {
+        net.faults(liar, Faults { receipts: Some(ReceiptsLie::Empty), ..Faults::default() });
+    }
+    let bodiless = net.poll().await.map(|_| ()).and(net.reader.read_block(4, &dollars()).await.map(|_| ()));
+    let bodiless = bodiless.unwrap_err().to_string();
+    assert!(
+        bodiless.starts_with("no_valid_body: the header of block 4 is agreed on, and nobody served contents"),
+        "{bodiless}"
+    );
+    for down in 0..2 {
+        let error = RpcFault { code: -32000, message: "boom".into() };
+        net.faults(down, Faults { rpc_error: Some(error), ..Faults::default() });
+    }
+    let few = net.reader.read_block(4, &dollars()).await.unwrap_err().to_string();
+    assert!(few.starts_with("too_few_groups: 1 of 2 needed groups answered; "), "{few}");
+}
