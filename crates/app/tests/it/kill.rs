@@ -173,7 +173,7 @@ impl Site {
                 && let Ok((status, answer)) =
                     self.http.send(method.clone(), &format!("{base}{path}"), key, body.clone()).await
                 && !status.is_server_error()
-                && status != StatusCode::CONFLICT
+                && !is_in_flight(status, &answer)
             {
                 return (status, answer);
             }
@@ -311,6 +311,13 @@ impl Server {
         assert!(Command::new("kill").args(["-TERM", &id]).status().await.unwrap().success());
         self.process.wait().await.unwrap()
     }
+}
+
+/// The same request is under way already, in this process or in one whose end was not noticed yet.
+fn is_in_flight(status: StatusCode, answer: &[u8]) -> bool {
+    status == StatusCode::CONFLICT
+        && serde_json::from_slice::<Value>(answer)
+            .is_ok_and(|problem| problem["code"] == "idempotency_in_flight")
 }
 
 fn number_of(variable: &str, usual: u64) -> u64 {
