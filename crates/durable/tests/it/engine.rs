@@ -147,6 +147,9 @@ impl<N: Named> Work for Probe<N> {
             Err(Trouble::Again { after, why }) if why == "target down" => recording.target_failed(*after)?,
             Err(_) => {}
         }
+        if name == "hasty" {
+            return Ok(Next::Retry);
+        }
         Ok(match outcome {
             Ok(Act::Recur(span)) => Next::Again { at: recording.now() + *span },
             Ok(Act::GiveBack(span)) => Next::Released { at: recording.now() + *span },
@@ -824,6 +827,16 @@ async fn the_unknown_is_parked_and_only_its_resolver_releases_it() {
     bench.settle().await;
     assert_eq!(bench.jobs(), []);
     assert_eq!(bench.stage.attempts("pay"), [1]);
+}
+
+#[tokio::test]
+async fn a_record_that_would_retry_the_unknown_is_overruled() {
+    let bench = Bench::new().await;
+    bench.stage.set("hasty", Act::BeUnsure);
+    let job = bench.enqueue::<Send1>("hasty", EnqueueOptions::default()).await.job();
+    bench.pass(3600 * SECOND).await;
+    assert_eq!(bench.job(job).unwrap().state, JobState::Parked);
+    assert_eq!(bench.stage.attempts("hasty"), [1]);
 }
 
 #[tokio::test]
