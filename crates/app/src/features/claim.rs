@@ -11,16 +11,19 @@ use domain::payment::Stage;
 use durable::engine::{AfterCrash, Attempt, Next, Recording, Trouble, Work};
 use durable::store::block::ChainCursor;
 use durable::store::claim::ClaimRow;
-use durable::store::{Query, ReadOnly, StoreError, block, claim, invoice, payment};
+use durable::store::{Query, ReadOnly, StoreError, Tx, block, claim, invoice, payment};
 use outside::chain::{ChainReader, ClaimOutcome, DisputedClaim};
 use serde::{Deserialize, Serialize};
 
+use crate::ledger::{self, LedgerError};
 use crate::reactions;
 
 /// On a chain without a finalized tag, a denial this deep is for good.
 const DEPTH_FOR_FINALITY: u64 = 256;
 /// How often a claim that stays disputed is asked about.
 const ASK_EVERY: Duration = Duration::from_secs(10);
+/// How soon a claim is asked about again whose block was just asked to be read anew.
+const UNTIL_COUNTED: Duration = Duration::from_secs(1);
 
 /// The work of asking about one claim again.
 pub struct Recheck {
@@ -85,14 +88,16 @@ impl Work for Recheck {
         _attempt: &Attempt,
         outcome: Result<&RecheckFact, &Trouble>,
     ) -> Result<Next, StoreError> {
-        let later = Next::Again { at: recording.now() + ASK_EVERY };
-        let Ok(found) = outcome else { return Ok(later) };
-        let settled = block::find_cursor(recording, input.chain)?.map_or(0, |cursor| settled_height(&cursor));
+        let mut wait = ASK_EVERY;
+        let Ok(found) = outcome else { return Ok(Next::Again { at: recording.now() + wait }) };
+        let cursor = block::find_cursor(recording, input.chain)?;
+        let settled = cursor.as_ref().map_or(0, settled_height);
         for (row, outcome) in found {
             let transfer = &row.transfer;
             let verdict = match outcome {
                 ClaimOutcome::Confirmed if is_counted(recording, row)? => Some("accepted"),
                 ClaimOutcome::Confirmed => {
+                    wait = UNTIL_COUNTED;
                     reactions::look_back(recording, input.chain, transfer.block.number)?;
                     None
                 }
@@ -104,8 +109,25 @@ impl Work for Recheck {
                 claim::close(recording, transfer, verdict)?;
             }
         }
-        let open = !claim::list_open_on(recording, &input.key())?.is_empty();
-        Ok(if open { later } else { Next::Done })
+        if !claim::list_open_on(recording, &input.key())?.is_empty() {
+            return Ok(Next::Again { at: recording.now() + wait });
+        }
+        if let Some(cursor) = cursor {
+            release(recording, &cursor)?;
+        }
+        Ok(Next::Done)
+    }
+}
+
+/// What the claim had held back is settled now, not only with the next block.
+fn release(tx: &mut Tx, cursor: &ChainCursor) -> Result<(), StoreError> {
+    if cursor.frozen.is_some() {
+        return Ok(());
+    }
+    match ledger::advance(tx, cursor.chain, cursor.heights()) {
+        Ok(_) => Ok(()),
+        Err(LedgerError::Store(error)) => Err(error),
+        Err(LedgerError::Refused(refusal)) => Err(StoreError::damaged(refusal)),
     }
 }
 
