@@ -68,12 +68,45 @@ pub struct Settled {
     pub latencies: Vec<Duration>,
 }
 
+impl Settled {
+    fn note(&mut self, settled_before: Option<Timestamp>, invoice: &InvoiceRow, payment: &PaymentRow) {
+        if let (None, Some(at)) = (settled_before, invoice.settled_at) {
+            self.latencies.push(at.since(payment.transfer.time));
+        }
+    }
+}
+
 /// Counts a transfer of a proven block: finds its invoice and moves it.
 ///
 /// # Errors
 /// The store's. What an invoice refuses leaves the payment unmatched instead: no log may stop the
 /// reading of the others.
 pub fn see(tx: &mut Tx, sighted: &Sighted, confirmations: Confirmations) -> Result<Seen, StoreError> {
+    count(tx, sighted, confirmations, None, &mut Settled::default())
+}
+
+/// As [`see`], and confirms the payment at once if `heights` allow that already. For a chain without open disputes whose
+/// settling is not frozen.
+///
+/// # Errors
+/// As [`see`].
+pub fn see_and_confirm(
+    tx: &mut Tx,
+    sighted: &Sighted,
+    confirmations: Confirmations,
+    heights: Heights,
+    settled: &mut Settled,
+) -> Result<Seen, StoreError> {
+    count(tx, sighted, confirmations, Some(heights), settled)
+}
+
+fn count(
+    tx: &mut Tx,
+    sighted: &Sighted,
+    confirmations: Confirmations,
+    heights: Option<Heights>,
+    settled: &mut Settled,
+) -> Result<Seen, StoreError> {
     match payment::find_by_transfer(tx, &sighted.transfer.key)? {
         None => {
             let id = PaymentId::mint(tx.now(), tx.chance());
@@ -88,7 +121,8 @@ pub fn see(tx: &mut Tx, sighted: &Sighted, confirmations: Confirmations) -> Resu
                 seen_at: tx.now(),
                 confirmed_at: None,
             };
-            place(tx, row, Existing::No)?;
+            note(tx, "payment detected", &row);
+            place(tx, row, Existing::No, heights, settled)?;
             payment::save_evidence(tx, id, &sighted.evidence)?;
             Ok(Seen::New)
         }
@@ -102,7 +136,8 @@ pub fn see(tx: &mut Tx, sighted: &Sighted, confirmations: Confirmations) -> Resu
                 confirmed_at: None,
                 ..row
             };
-            place(tx, row, if same { Existing::Same } else { Existing::Other })?;
+            note(tx, "payment back in the chain", &row);
+            place(tx, row, if same { Existing::Same } else { Existing::Other }, heights, settled)?;
             payment::save_evidence(tx, id, &sighted.evidence)?;
             Ok(Seen::Returned)
         }
@@ -112,6 +147,9 @@ pub fn see(tx: &mut Tx, sighted: &Sighted, confirmations: Confirmations) -> Resu
 
 /// One log line for each stage of a payment, once it is committed.
 fn note(tx: &mut Tx, what: &'static str, row: &PaymentRow) {
+    if !tracing::enabled!(tracing::Level::INFO) {
+        return;
+    }
     let (transfer, invoice, matching) = (row.transfer, row.matching.invoice(), row.matching.as_str());
     tx.after_commit(move || {
         tracing::info!(
@@ -142,21 +180,34 @@ enum Existing {
 }
 
 /// Matches a detected payment, moves its invoice, and writes both. A payment that is back as it was belongs where it
-/// belonged; what had no place may find one.
-fn place(tx: &mut Tx, mut row: PaymentRow, existing: Existing) -> Result<(), StoreError> {
+/// belonged; what had no place may find one. What `heights` confirm already is confirmed with it.
+fn place(
+    tx: &mut Tx,
+    mut row: PaymentRow,
+    existing: Existing,
+    heights: Option<Heights>,
+    settled: &mut Settled,
+) -> Result<(), StoreError> {
+    let mut at_hand = None;
     let choice = match (existing, &row.matching) {
         (Existing::Same, Matching::Assigned(id) | Matching::Matched(id)) => Match::Invoice(*id),
         (Existing::Same, Matching::Ambiguous(_)) => return payment::save(tx, &row),
         _ => {
             row.matching = Matching::Unmatched(Unmatched::NoInvoice);
-            invoice::candidates(tx, &row.transfer, LATE_GRACE)?.decide(&row.transfer)
+            let (candidates, sole) = invoice::candidates(tx, &row.transfer, LATE_GRACE)?;
+            at_hand = sole;
+            candidates.decide(&row.transfer)
         }
     };
     let assigned = matches!(row.matching, Matching::Assigned(_));
     let mut ambiguous = false;
     match choice {
         Match::Invoice(id) => {
-            let Some(mut invoice) = invoice::find(tx, id)? else {
+            let found = match at_hand {
+                Some(sole) if sole.invoice.id == id => Some(sole),
+                _ => invoice::find(tx, id)?,
+            };
+            let Some(mut invoice) = found else {
                 return Err(StoreError::damaged("a payment's invoice is missing"));
             };
             row.matching = if assigned { Matching::Assigned(id) } else { Matching::Matched(id) };
@@ -164,7 +215,10 @@ fn place(tx: &mut Tx, mut row: PaymentRow, existing: Existing) -> Result<(), Sto
             row.late = !assigned && invoice.invoice.would_be_late(row.transfer.time);
             let seen = Fact::Seen { amount: row.transfer.amount, late: row.late };
             match apply(tx, &mut invoice, seen, Some(&row)) {
-                Ok(()) => invoice::save(tx, &invoice)?,
+                Ok(()) => {
+                    confirm_early(tx, &mut row, &mut invoice, heights, settled)?;
+                    invoice::save(tx, &invoice)?;
+                }
                 Err(LedgerError::Store(error)) => return Err(error),
                 Err(LedgerError::Refused(_)) => {
                     row.matching = Matching::Unmatched(Unmatched::TooLarge);
@@ -186,6 +240,33 @@ fn place(tx: &mut Tx, mut row: PaymentRow, existing: Existing) -> Result<(), Sto
     if ambiguous { reactions::tell(tx, EventType::PaymentAmbiguous, &PaymentView::of(&row)) } else { Ok(()) }
 }
 
+/// Confirms a payment that was just counted, if the heights allow it and the invoice takes it; else it is met again by
+/// [`advance`]. The caller saves both rows.
+fn confirm_early(
+    tx: &mut Tx,
+    row: &mut PaymentRow,
+    invoice: &mut InvoiceRow,
+    heights: Option<Heights>,
+    settled: &mut Settled,
+) -> Result<(), StoreError> {
+    let Some(heights) = heights else { return Ok(()) };
+    if !row.confirmations.reached(row.transfer.block.number, heights) {
+        return Ok(());
+    }
+    let confirmed = PaymentRow { stage: Stage::Confirmed, confirmed_at: Some(tx.now()), ..row.clone() };
+    let settled_before = invoice.settled_at;
+    let fact = Fact::Confirmed { amount: row.transfer.amount, late: row.late };
+    match apply(tx, invoice, fact, Some(&confirmed)) {
+        Ok(()) => {}
+        Err(LedgerError::Store(error)) => return Err(error),
+        Err(LedgerError::Refused(_)) => return Ok(()),
+    }
+    settled.note(settled_before, invoice, row);
+    note(tx, "payment confirmed", &confirmed);
+    *row = confirmed;
+    Ok(())
+}
+
 /// Applies one fact to an invoice and tells of what follows. The caller saves the row.
 fn apply(
     tx: &mut Tx,
@@ -203,21 +284,28 @@ fn apply(
     if events.is_empty() {
         return Ok(());
     }
-    let (id, status, hash) =
-        (row.invoice.id, row.invoice.status(), payment.map(|payment| payment.transfer.key.tx));
-    let block = payment.map(|payment| payment.transfer.block.number);
-    let told: Vec<&str> = events.iter().map(|event| event.as_str()).collect();
-    let told = told.join(" ");
-    tx.after_commit(move || {
-        let tx_hash = hash.map(|hash| hash.to_string());
-        tracing::info!(invoice_uuid = %id, %status, tx_hash, block, events = told, "invoice moved");
-    });
+    note_move(tx, row, payment, &events);
     let body = InvoiceEvent { invoice: InvoiceView::of(row), payment: payment.map(PaymentView::of) };
     for kind in events {
         sequence = sequence.saturating_add(1);
         reactions::tell_of_invoice(tx, kind, row.invoice.id, sequence, &body)?;
     }
     Ok(())
+}
+
+/// One log line for each move of an invoice, once it is committed.
+fn note_move(tx: &mut Tx, row: &InvoiceRow, payment: Option<&PaymentRow>, events: &[EventType]) {
+    if !tracing::enabled!(tracing::Level::INFO) {
+        return;
+    }
+    let (id, status) = (row.invoice.id, row.invoice.status());
+    let transfer = payment.map(|payment| payment.transfer);
+    let told = events.iter().map(|event| event.as_str()).collect::<Vec<_>>().join(" ");
+    tx.after_commit(move || {
+        let tx_hash = transfer.map(|transfer| transfer.key.tx.to_string());
+        let block = transfer.map(|transfer| transfer.block.number);
+        tracing::info!(invoice_uuid = %id, %status, tx_hash, block, events = told, "invoice moved");
+    });
 }
 
 /// Confirms and finalizes the payments of a chain that the heights allow. Payments that an open dispute could touch
@@ -228,19 +316,26 @@ fn apply(
 pub fn advance(tx: &mut Tx, chain: ChainId, heights: Heights) -> Result<Settled, LedgerError> {
     let mut settled = Settled::default();
     let disputes = claim::any_open(tx, chain)?;
-    let mut after = None;
-    loop {
-        let page = payment::list_moving(tx, chain, heights, after, PAGE)?;
-        let Some(last) = page.last() else { return Ok(settled) };
-        after = Some((last.transfer.block.number, last.id));
-        for row in page {
-            if disputes && claim::touches(tx, chain, &row.transfer.recipient)? {
-                continue;
+    let steps: [(ListMoving, u64); 2] =
+        [(payment::list_detected, heights.head), (payment::list_confirmed, heights.finalized)];
+    for (list, up_to) in steps {
+        let mut after = None;
+        loop {
+            let page = list(tx, chain, up_to, after, PAGE)?;
+            let Some(last) = page.last() else { break };
+            after = Some((last.transfer.block.number, last.id));
+            for row in page {
+                if disputes && claim::touches(tx, chain, &row.transfer.recipient)? {
+                    continue;
+                }
+                advance_one(tx, row, heights, &mut settled)?;
             }
-            advance_one(tx, row, heights, &mut settled)?;
         }
     }
+    Ok(settled)
 }
+
+type ListMoving = fn(&Tx, ChainId, u64, Option<(u64, PaymentId)>, u32) -> Result<Vec<PaymentRow>, StoreError>;
 
 fn advance_one(
     tx: &mut Tx,
@@ -274,9 +369,7 @@ fn advance_one(
     for fact in facts {
         apply(tx, &mut invoice, fact, Some(&row))?;
     }
-    if let (None, Some(at)) = (settled_before, invoice.settled_at) {
-        settled.latencies.push(at.since(row.transfer.time));
-    }
+    settled.note(settled_before, &invoice, &row);
     Ok(invoice::save(tx, &invoice)?)
 }
 

@@ -96,10 +96,10 @@ fn publish<D: Serialize>(
     let row = EventRow { position: 0, id, kind, subject, sequence, created_at, body };
     let position = event::append(tx, &row)?;
     tx.announce(Topic::Events);
-    for endpoint in endpoint::list(tx)? {
+    for endpoint in endpoint::listed(tx)?.iter() {
         if endpoint.wants(kind) && except != Some(endpoint.id) {
             let subject = subject.map_or(*id.as_bytes(), |invoice| *invoice.as_bytes());
-            deliver(tx, &endpoint, position, &subject)?;
+            deliver(tx, endpoint, position, &subject)?;
         }
     }
     Ok(())

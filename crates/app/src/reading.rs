@@ -7,12 +7,12 @@ use std::collections::BTreeSet;
 
 use domain::chain::{Address, Asset, BlockLink, EvidenceLevel, TransferKey};
 use durable::store::claim::{self, ClaimRow};
-use durable::store::{Query, ReadOnly, StoreError, Tx, block, invoice};
+use durable::store::{Query, ReadOnly, StoreError, Tx, block, invoice, payment};
 use outside::chain::{DisputedClaim, ProvenBlock, Watch};
 
-use crate::ledger::{self, Seen, Sighted};
+use crate::ledger::{self, Seen, Settled, Sighted};
 use crate::reactions;
-use domain::chain::{ChainId, Confirmations};
+use domain::chain::{ChainId, Confirmations, Heights};
 
 /// A proven block, prepared for the ledger.
 #[derive(Debug, Clone)]
@@ -23,6 +23,8 @@ pub struct ReadBlock {
     pub level: EvidenceLevel,
     /// Transfers to recipients of ours, with their evidence.
     pub ours: Vec<Sighted>,
+    /// What the evidence of these has in common.
+    pub evidence: Vec<u8>,
     /// Recipients of watched assets that were nobody's, also of claims that were not asked about for that reason.
     pub strangers: BTreeSet<Address>,
     /// Logs that some assert and others deny.
@@ -30,10 +32,12 @@ pub struct ReadBlock {
 }
 
 /// What applying a block did.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Applied {
     /// Transfers that were counted before.
     pub duplicates: u64,
+    /// What was settled at once.
+    pub settled: Settled,
 }
 
 /// What to look for on a chain: every transfer of these assets, since whoever was paid may become ours later; but
@@ -73,7 +77,7 @@ pub async fn prepare(store: &ReadOnly, blocks: Vec<ProvenBlock>) -> Result<Vec<R
 
 fn prepare_one(query: &impl Query, block: &ProvenBlock) -> Result<ReadBlock, StoreError> {
     let mut strangers = block.unasked.clone();
-    let mut keys: Vec<TransferKey> = Vec::new();
+    let mut keys: BTreeSet<TransferKey> = BTreeSet::new();
     let mut known = BTreeSet::new();
     for transfer in &block.transfers {
         // A transfer of nothing pays nothing; anybody can have one made in anybody's name.
@@ -83,21 +87,25 @@ fn prepare_one(query: &impl Query, block: &ProvenBlock) -> Result<ReadBlock, Sto
         let recipient = transfer.recipient;
         if known.contains(&recipient) || invoice::knows_recipient(query, transfer.key.chain, &recipient)? {
             known.insert(recipient);
-            keys.push(transfer.key);
+            keys.insert(transfer.key);
         } else {
             strangers.insert(recipient);
         }
     }
-    let ours = block
-        .evidence(&keys)
+    let kept = block.keep(&keys);
+    let ours = kept
+        .own
         .into_iter()
-        .map(|evidence| {
-            let bytes = serde_json::to_vec(&evidence)
-                .map_err(|_| StoreError::damaged("evidence cannot be spelt as JSON"))?;
-            Ok(Sighted { transfer: evidence.transfer(), level: evidence.level(), evidence: bytes })
-        })
-        .collect::<Result<_, StoreError>>()?;
-    Ok(ReadBlock { link: block.link, level: block.level, ours, strangers, disputed: block.disputed.clone() })
+        .map(|(transfer, evidence)| Sighted { transfer, level: block.level, evidence })
+        .collect();
+    Ok(ReadBlock {
+        link: block.link,
+        level: block.level,
+        ours,
+        evidence: kept.block,
+        strangers,
+        disputed: block.disputed.clone(),
+    })
 }
 
 /// Remembers what is disputed of a block, and has each claim asked about until it is decided.
@@ -120,7 +128,7 @@ pub fn open_claims(tx: &mut Tx, read: &ReadBlock) -> Result<(), StoreError> {
 }
 
 /// Counts a block's transfers, and remembers whom else it paid. A stranger who has become ours meanwhile has the
-/// block read again.
+/// block read again. With `heights`, what they confirm is confirmed at once (see [`ledger::see_and_confirm`]).
 ///
 /// # Errors
 /// The store's.
@@ -129,13 +137,9 @@ pub fn apply(
     chain: ChainId,
     read: &ReadBlock,
     confirmations: Confirmations,
+    heights: Option<Heights>,
 ) -> Result<Applied, StoreError> {
-    let mut applied = Applied::default();
-    for sighted in &read.ours {
-        if ledger::see(tx, sighted, confirmations)? == Seen::Duplicate {
-            applied.duplicates = applied.duplicates.saturating_add(1);
-        }
-    }
+    let applied = count(tx, chain, read, confirmations, heights)?;
     let number = read.link.block.number;
     let mut again = false;
     for stranger in &read.strangers {
@@ -144,6 +148,38 @@ pub fn apply(
     }
     if again {
         reactions::look_back(tx, chain, number)?;
+    }
+    Ok(applied)
+}
+
+/// Counts a block's transfers to recipients of ours, and keeps their evidence.
+///
+/// # Errors
+/// The store's.
+pub fn count(
+    tx: &mut Tx,
+    chain: ChainId,
+    read: &ReadBlock,
+    confirmations: Confirmations,
+    heights: Option<Heights>,
+) -> Result<Applied, StoreError> {
+    let mut applied = Applied::default();
+    let mut is_kept = false;
+    for sighted in &read.ours {
+        let seen = match heights {
+            Some(heights) => {
+                ledger::see_and_confirm(tx, sighted, confirmations, heights, &mut applied.settled)?
+            }
+            None => ledger::see(tx, sighted, confirmations)?,
+        };
+        match seen {
+            Seen::Duplicate => applied.duplicates = applied.duplicates.saturating_add(1),
+            Seen::New | Seen::Returned if !is_kept => {
+                payment::save_block_evidence(tx, chain, &read.link.block.hash, &read.evidence)?;
+                is_kept = true;
+            }
+            Seen::New | Seen::Returned => {}
+        }
     }
     Ok(applied)
 }

@@ -17,7 +17,7 @@ use domain::time::Timestamp;
 use durable::store::secret::{self, SecretBytes};
 use durable::store::{Query, StoreError, Tx, invoice, payment};
 use ed25519_dalek::{Signature, Signer, SigningKey, VerifyingKey};
-use outside::chain::{Evidence, EvidenceError, VerifiedTransfer, verify};
+use outside::chain::{Evidence, EvidenceError, VerifiedTransfer, restore, verify};
 use serde::{Deserialize, Serialize};
 
 /// The name of the secret that signs bundles.
@@ -135,8 +135,9 @@ pub fn bundle(tx: &mut Tx, id: InvoiceId) -> Result<Vec<u8>, NoBundle> {
         after = Some(last.id);
         for row in page.into_iter().filter(|row| row.stage != Stage::Reverted) {
             let Some(bytes) = payment::find_evidence(tx, row.id)? else { continue };
-            let evidence = serde_json::from_slice(&bytes)
-                .map_err(|_| StoreError::damaged("kept evidence does not parse"))?;
+            let (chain, block) = (row.transfer.key.chain, row.transfer.block.hash);
+            let Some(common) = payment::find_block_evidence(tx, chain, &block)? else { continue };
+            let evidence = restore(&row.transfer, row.level, &common, &bytes).map_err(StoreError::damaged)?;
             payments.push(PaymentPart { payment_id: row.id, stage: row.stage, evidence });
         }
     }

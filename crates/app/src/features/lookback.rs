@@ -93,9 +93,7 @@ impl Work for LookBack {
             Some(_) => {}
         }
         reading::open_claims(recording, read)?;
-        for sighted in &read.ours {
-            ledger::see(recording, sighted, *confirmations)?;
-        }
+        reading::count(recording, input.chain, read, *confirmations, None)?;
         let Some(cursor) = block::find_cursor(recording, input.chain)? else { return Ok(Next::Done) };
         if cursor.frozen.is_none() {
             match ledger::advance(recording, input.chain, cursor.heights()) {

@@ -17,13 +17,14 @@ use domain::event::EventType;
 use domain::time::Timestamp;
 use durable::engine::{AfterCrash, Attempt, Next, Recording, Trouble, Work};
 use durable::store::block::{self, ChainCursor};
+use durable::store::claim;
 use durable::store::payment::PaymentRow;
 use durable::store::{Query, ReadOnly, StoreError, Tx, counter, invoice, payment};
 use outside::chain::{ChainReader, Progress, ProviderStatus, Stall, StallKind, Watch as Watched};
 use serde::{Deserialize, Serialize};
 
 use crate::config::ChainConfig;
-use crate::ledger::{self, LedgerError};
+use crate::ledger::{self, LedgerError, Settled};
 use crate::reactions;
 use crate::reading::{self, ReadBlock};
 use crate::telemetry::{QuorumOutcome, Telemetry};
@@ -365,16 +366,19 @@ fn apply(
     });
     block::insert(tx, chain, &read.link)?;
     reading::open_claims(tx, read)?;
-    let applied = reading::apply(tx, chain, read, fact.confirmations)?;
-    if applied.duplicates > 0 {
-        counter::add(tx, DUPLICATES, "chain", applied.duplicates)?;
-    }
     cursor.block = read.link.block;
     cursor.time = read.link.time;
     cursor.level = read.level;
     cursor.advanced_at = tx.now();
     raise(&mut cursor, heights);
+    let may_settle = cursor.frozen.is_none() && !claim::any_open(tx, chain)?;
+    let at_once = may_settle.then(|| cursor.heights());
+    let applied = reading::apply(tx, chain, read, fact.confirmations, at_once)?;
+    if applied.duplicates > 0 {
+        counter::add(tx, DUPLICATES, "chain", applied.duplicates)?;
+    }
     restore(tx, &mut cursor)?;
+    measure(tx, chain, applied.settled, fact);
     settle(tx, &mut cursor, fact)?;
     block::save_cursor(tx, &cursor)?;
     prune(tx, &cursor, fact.lookback_blocks)
@@ -399,17 +403,23 @@ fn settle(tx: &mut Tx, cursor: &mut ChainCursor, fact: &WatchFact) -> Result<(),
         .and_then(|settled| ledger::expire(tx, cursor.chain, cursor.time).map(|_| settled));
     match settled {
         Ok(settled) => {
-            let (telemetry, chain) = (Arc::clone(&fact.telemetry), cursor.chain);
-            if !settled.latencies.is_empty() {
-                tx.after_commit(move || {
-                    settled.latencies.iter().for_each(|latency| telemetry.invoice_verified(chain, *latency));
-                });
-            }
+            measure(tx, cursor.chain, settled, fact);
             Ok(())
         }
         Err(LedgerError::Store(error)) => Err(error),
         Err(LedgerError::Refused(refusal)) => freeze(tx, cursor, &refusal.to_string(), &[]),
     }
+}
+
+/// How long settling took, for metrics, once it is committed.
+fn measure(tx: &mut Tx, chain: ChainId, settled: Settled, fact: &WatchFact) {
+    if settled.latencies.is_empty() {
+        return;
+    }
+    let telemetry = Arc::clone(&fact.telemetry);
+    tx.after_commit(move || {
+        settled.latencies.iter().for_each(|latency| telemetry.invoice_verified(chain, *latency));
+    });
 }
 
 #[derive(Serialize)]

@@ -83,14 +83,21 @@ create table payment (
     confirmed_at  bigint
 ) without rowid;
 create unique index payment_transfer on payment (chain, tx, ordinal);
--- those that can still advance or vanish
-create index payment_moving on payment (chain, block_number, id) where stage in ('detected', 'confirmed');
-create index payment_final on payment (chain, block_number) where stage = 'final';
+-- those of a stage in the order of their blocks: what may advance, what vanishes, what had been final
+create index payment_stage on payment (chain, stage, block_number, id);
 create index payment_invoice on payment (invoice_id, id) where invoice_id is not null;
 create index payment_unmatched on payment (recipient, chain, asset, payer, id) where invoice_id is null;
 create index payment_matching on payment (matching, id) where matching in ('ambiguous', 'no_invoice', 'other_payer');
 
--- The proof of a payment in its present block: header, receipt and transaction with their Merkle paths, or the votes.
+-- What the proofs of a block's payments have in common: its header, who agreed on it, the branches of its tries.
+create table block_evidence (
+    chain      text not null,
+    block_hash blob not null,
+    evidence   blob not null,
+    primary key (chain, block_hash)
+) without rowid;
+
+-- A payment's own part of the proof that it is in its present block: the leaves that hold its transaction and receipt.
 create table payment_evidence (
     payment_id blob   not null primary key,
     evidence   blob   not null
@@ -167,16 +174,17 @@ create table disputed_claim (
 create index disputed_claim_open on disputed_claim (chain, recipient) where closed_at is null;
 
 -- What happened, in the order in which it was committed. The body is frozen: these bytes are signed, sent and replayed.
+-- Not `without rowid`: its rows are long, and would leave a page of their own to each body.
 create table event (
-    position   bigint not null primary key,
-    id         blob   not null,
-    type       text   not null,
+    position   integer not null primary key,
+    id         blob    not null,
+    type       text    not null,
     -- the invoice, or null for what concerns no invoice
     subject    blob,
-    sequence   bigint not null,
-    created_at bigint not null,
-    body       blob   not null
-) without rowid;
+    sequence   bigint  not null,
+    created_at bigint  not null,
+    body       blob    not null
+);
 create unique index event_id on event (id);
 create index event_subject on event (subject, sequence) where subject is not null;
 
@@ -223,7 +231,6 @@ create table delivery (
 create index delivery_lane on delivery (lane, event_position) where state in ('queued', 'pending');
 create index delivery_endpoint on delivery (endpoint_id, event_position);
 create index delivery_dead on delivery (finished_at, id) where state = 'dead';
-create index delivery_event on delivery (event_position);
 create index delivery_finished on delivery (finished_at, state) where finished_at is not null;
 
 -- Every attempt, append-only.

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use alloy_primitives::{Address, B256, Bytes};
+use domain::chain::Asset;
 use domain::chance::Chance;
 use domain::time::Timestamp;
 use rusqlite::config::DbConfig;
@@ -22,6 +23,7 @@ use rusqlite::types::ValueRef;
 use rusqlite::wal::CheckpointMode;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
+use super::endpoint::EndpointRow;
 use super::error::StoreError;
 
 /// SQLite before this can corrupt a database when two connections write and checkpoint at once
@@ -303,10 +305,30 @@ pub(crate) use text_columns;
 text_columns!(
     domain::money::Amount,
     domain::chain::ChainId,
-    domain::chain::Asset,
     domain::chain::EvidenceLevel,
     domain::chain::Confirmations,
 );
+
+impl ToParam for Asset {
+    /// In lower case: a checksum is for people who copy addresses by hand, and costs a hash each time.
+    fn to_param(&self) -> Param<'_> {
+        match self {
+            Self::Native => Param::Text("native"),
+            Self::Token(address) => Param::Spelt(format!("{address:#x}")),
+        }
+    }
+}
+
+impl FromColumn for Asset {
+    const EXPECTED: &'static str = "asset";
+    fn from_column(column: Column<'_>) -> Option<Self> {
+        match column {
+            Column::Text("native") => Some(Self::Native),
+            Column::Text(text) => text.parse().ok().map(Self::Token),
+            _ => None,
+        }
+    }
+}
 
 /// One row of an answer.
 #[derive(Debug)]
@@ -408,7 +430,18 @@ pub struct Tx {
     broken: RefCell<Option<StoreError>>,
     announced: [bool; Topic::COUNT],
     afterwards: Afterwards,
+    memo: Memo,
     wal_pages: Arc<AtomicU32>,
+}
+
+/// What a transaction has read and would read again for each of many events. Nobody else writes meanwhile; whoever
+/// changes the rows behind it keeps it true.
+#[derive(Debug, Default)]
+pub(super) struct Memo {
+    /// The position of the last event.
+    pub(super) last_event: Option<u64>,
+    /// The endpoints that were not deleted.
+    pub(super) endpoints: Option<Arc<[EndpointRow]>>,
 }
 
 /// What is to be done once the transaction is durable.
@@ -459,6 +492,11 @@ impl Tx {
     /// the function refuses or the commit fails. For counters: it runs on the writer's thread and must be short.
     pub fn after_commit(&mut self, task: impl FnOnce() + Send + 'static) {
         self.afterwards.0.push(Box::new(task));
+    }
+
+    /// What this transaction remembers.
+    pub(super) const fn memo(&mut self) -> &mut Memo {
+        &mut self.memo
     }
 
     /// The store's source of chance, for new ids.
@@ -543,6 +581,7 @@ impl Tx {
             broken: RefCell::new(None),
             announced: [false; Topic::COUNT],
             afterwards: Afterwards::default(),
+            memo: Memo::default(),
             wal_pages,
         })
     }
@@ -551,6 +590,7 @@ impl Tx {
     pub(super) fn begin(&mut self) -> Result<(), StoreError> {
         self.announced = [false; Topic::COUNT];
         self.afterwards.0.clear();
+        self.memo = Memo::default();
         self.control("begin immediate")
     }
 
@@ -565,6 +605,7 @@ impl Tx {
     /// Undoes the transaction.
     pub(super) fn rollback(&mut self) -> Result<(), StoreError> {
         self.announced = [false; Topic::COUNT];
+        self.memo = Memo::default();
         self.control("rollback")
     }
 
@@ -580,6 +621,7 @@ impl Tx {
 
     /// Undoes what was done since [`Tx::begin_part`].
     pub(super) fn undo_part(&mut self) -> Result<(), StoreError> {
+        self.memo = Memo::default();
         self.control("rollback to part")?;
         self.control("release part")
     }

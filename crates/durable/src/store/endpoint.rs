@@ -3,6 +3,8 @@
 //! A deleted endpoint stays as a row without being listed, so that its past deliveries still have a name. Secrets
 //! are shown by no `Debug`.
 
+use std::sync::Arc;
+
 use domain::event::{EventType, Subscription};
 use domain::id::EndpointId;
 use domain::time::Timestamp;
@@ -49,6 +51,7 @@ const COLUMNS: &str = "id, url, event_types, description, secret, disabled, crea
 /// # Errors
 /// The store's.
 pub fn insert(tx: &mut Tx, row: &EndpointRow) -> Result<(), StoreError> {
+    tx.memo().endpoints = None;
     tx.execute(
         "insert into endpoint (id, url, event_types, description, secret, created_at) values ($1, $2, $3, $4, $5, $6)",
         params![row.id, row.url, spell(&row.subscriptions), row.description, row.secret.expose(), row.created_at],
@@ -61,6 +64,7 @@ pub fn insert(tx: &mut Tx, row: &EndpointRow) -> Result<(), StoreError> {
 /// # Errors
 /// The store's.
 pub fn save(tx: &mut Tx, row: &EndpointRow) -> Result<(), StoreError> {
+    tx.memo().endpoints = None;
     tx.execute(
         "update endpoint set url = $2, event_types = $3, description = $4, secret = $5, disabled = $6, \
          deleted_at = $7 where id = $1",
@@ -125,6 +129,19 @@ pub fn list(query: &impl Query) -> Result<Vec<EndpointRow>, StoreError> {
         params![],
         read,
     )
+}
+
+/// As [`list`], read once in each transaction: for those who ask at every event.
+///
+/// # Errors
+/// The store's.
+pub fn listed(tx: &mut Tx) -> Result<Arc<[EndpointRow]>, StoreError> {
+    if let Some(endpoints) = &tx.memo().endpoints {
+        return Ok(Arc::clone(endpoints));
+    }
+    let endpoints: Arc<[EndpointRow]> = list(tx)?.into();
+    tx.memo().endpoints = Some(Arc::clone(&endpoints));
+    Ok(endpoints)
 }
 
 /// As [`list`], with the secrets that were rotated away.

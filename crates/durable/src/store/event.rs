@@ -38,7 +38,11 @@ const COLUMNS: &str = "position, id, type, subject, sequence, created_at, body";
 /// # Errors
 /// The store's.
 pub fn append(tx: &mut Tx, event: &EventRow) -> Result<u64, StoreError> {
-    let position = last_position(tx)?.saturating_add(1);
+    let last = match tx.memo().last_event {
+        Some(last) => last,
+        None => last_position(tx)?,
+    };
+    let position = last.saturating_add(1);
     tx.execute(
         "insert into event (position, id, type, subject, sequence, created_at, body) \
          values ($1, $2, $3, $4, $5, $6, $7)",
@@ -52,6 +56,7 @@ pub fn append(tx: &mut Tx, event: &EventRow) -> Result<u64, StoreError> {
             event.body,
         ],
     )?;
+    tx.memo().last_event = Some(position);
     Ok(position)
 }
 

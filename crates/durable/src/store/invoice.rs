@@ -233,6 +233,7 @@ pub fn knows_recipient(query: &impl Query, chain: ChainId, recipient: &Address) 
 }
 
 /// The invoices that a transfer could belong to. A closed one competes for `grace` of the chain's time after its expiry.
+/// The only invoice of a recipient is given with its row, which is mostly asked for next.
 ///
 /// # Errors
 /// The store's.
@@ -240,17 +241,18 @@ pub fn candidates(
     query: &impl Query,
     transfer: &Transfer,
     grace: Duration,
-) -> Result<Candidates, StoreError> {
+) -> Result<(Candidates, Option<InvoiceRow>), StoreError> {
     let Transfer { asset, recipient, payer, amount, time, .. } = transfer;
     let chain = transfer.key.chain;
-    let of_recipient = query.query(
+    let mut of_recipient = query.query(
         &format!("select {COLUMNS} from invoice where recipient = $1 and chain = $2 limit 2"),
         params![recipient, chain],
         read,
     )?;
-    if let [sole] = of_recipient.as_slice() {
+    if let (Some(sole), true) = (of_recipient.pop(), of_recipient.is_empty()) {
         let fits = sole.invoice.asset == *asset;
-        return Ok(Candidates { sole: fits.then(|| candidate(&sole.invoice)), ..Candidates::default() });
+        let candidates = Candidates { sole: fits.then(|| candidate(&sole.invoice)), ..Candidates::default() };
+        return Ok((candidates, Some(sole)));
     }
     let named = query.query(
         &format!(
@@ -277,7 +279,7 @@ pub fn candidates(
         read,
     )?;
     let of = |rows: Vec<InvoiceRow>| rows.iter().map(|row| candidate(&row.invoice)).collect();
-    Ok(Candidates { sole: None, named: of(named), exact: of(exact), closed: of(closed) })
+    Ok((Candidates { sole: None, named: of(named), exact: of(exact), closed: of(closed) }, None))
 }
 
 /// How many invoices have each status. Counts by index; for gauges, not for lists.
@@ -310,7 +312,9 @@ fn slot_of(invoice: &Invoice) -> Option<[u8; 32]> {
     hash.update(invoice.chain.number().to_be_bytes());
     hash.update(invoice.recipient);
     hash.update(invoice.amount.units().to_be_bytes::<32>());
-    hash.update(invoice.asset.to_string());
+    if let domain::chain::Asset::Token(token) = invoice.asset {
+        hash.update(token);
+    }
     Some(hash.finalize().into())
 }
 

@@ -4,7 +4,7 @@
 //! makes it settle at most one invoice. A reorg marks a payment reverted, re-inclusion moves it.
 
 use domain::chain::{
-    Address, Asset, BlockRef, ChainId, Confirmations, EvidenceLevel, Heights, Transfer, TransferKey,
+    Address, Asset, B256, BlockRef, ChainId, Confirmations, EvidenceLevel, Transfer, TransferKey,
 };
 use domain::id::{InvoiceId, PaymentId};
 use domain::payment::{Stage, Unmatched};
@@ -158,7 +158,7 @@ pub fn save(tx: &mut Tx, row: &PaymentRow) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Keeps the proof of a payment in its present block; a later proof replaces an earlier one.
+/// Keeps a payment's own part of the proof that it is in its present block; a later one replaces an earlier one.
 ///
 /// # Errors
 /// The store's.
@@ -171,7 +171,7 @@ pub fn save_evidence(tx: &mut Tx, id: PaymentId, evidence: &[u8]) -> Result<(), 
     Ok(())
 }
 
-/// The proof of a payment, if one is kept.
+/// A payment's own part of its proof, if one is kept.
 ///
 /// # Errors
 /// The store's.
@@ -179,6 +179,40 @@ pub fn find_evidence(query: &impl Query, id: PaymentId) -> Result<Option<Vec<u8>
     query.query_opt("select evidence from payment_evidence where payment_id = $1", params![id], |row| {
         row.get(0)
     })
+}
+
+/// Keeps what the evidence of a block's payments has in common.
+///
+/// # Errors
+/// The store's.
+pub fn save_block_evidence(
+    tx: &mut Tx,
+    chain: ChainId,
+    block: &B256,
+    evidence: &[u8],
+) -> Result<(), StoreError> {
+    tx.execute(
+        "insert into block_evidence (chain, block_hash, evidence) values ($1, $2, $3) \
+         on conflict (chain, block_hash) do update set evidence = excluded.evidence",
+        params![chain, block, evidence],
+    )?;
+    Ok(())
+}
+
+/// What the evidence of a block's payments has in common, if some is kept.
+///
+/// # Errors
+/// The store's.
+pub fn find_block_evidence(
+    query: &impl Query,
+    chain: ChainId,
+    block: &B256,
+) -> Result<Option<Vec<u8>>, StoreError> {
+    query.query_opt(
+        "select evidence from block_evidence where chain = $1 and block_hash = $2",
+        params![chain, block],
+        |row| row.get(0),
+    )
 }
 
 /// The payment, if there is one.
@@ -269,26 +303,51 @@ pub fn list(
     }
 }
 
-/// Payments of a chain that may have come further at these heights, in the order of their blocks: those not yet
-/// confirmed, and those confirmed at or below the finalized height. At most `limit` of them after `after`.
+/// Payments of a chain up to block `head` that are not confirmed yet, in the order of their blocks. At most `limit` of
+/// them after `after`.
 ///
 /// # Errors
 /// The store's.
-pub fn list_moving(
+pub fn list_detected(
     query: &impl Query,
     chain: ChainId,
-    heights: Heights,
+    head: u64,
     after: Option<(u64, PaymentId)>,
     limit: u32,
 ) -> Result<Vec<PaymentRow>, StoreError> {
-    let (number, id) = after.unwrap_or((0, PaymentId::from_bytes([0; 16])));
+    list_at_stage(query, chain, Stage::Detected, head, after, limit)
+}
+
+/// Payments of a chain that are confirmed and in a finalized block, in the order of their blocks. At most `limit` of
+/// them after `after`.
+///
+/// # Errors
+/// The store's.
+pub fn list_confirmed(
+    query: &impl Query,
+    chain: ChainId,
+    finalized: u64,
+    after: Option<(u64, PaymentId)>,
+    limit: u32,
+) -> Result<Vec<PaymentRow>, StoreError> {
+    list_at_stage(query, chain, Stage::Confirmed, finalized, after, limit)
+}
+
+fn list_at_stage(
+    query: &impl Query,
+    chain: ChainId,
+    stage: Stage,
+    up_to: u64,
+    after: Option<(u64, PaymentId)>,
+    limit: u32,
+) -> Result<Vec<PaymentRow>, StoreError> {
+    let (number, id) = after.unwrap_or((0, FIRST));
     query.query(
         &format!(
-            "select {COLUMNS} from payment where chain = $1 and stage in ('detected', 'confirmed') \
-             and (stage = 'detected' or block_number <= $2) and block_number <= $3 \
+            "select {COLUMNS} from payment where chain = $1 and stage = $2 and block_number <= $3 \
              and (block_number, id) > ($4, $5) order by block_number, id limit $6"
         ),
-        params![chain, heights.finalized, heights.head, number, id, limit],
+        params![chain, stage, up_to, number, id, limit],
         read,
     )
 }

@@ -1,7 +1,7 @@
 //! Evidence as it is kept: what the payments of one block have in common is kept once.
 //!
 //! The evidence of a payment is mostly its block's: the header, who agreed on it, and the branches of two tries. So a block's
-//! part holds those, each node once, and a payment's own part holds its two leaves and which branches lead to them. What the
+//! part holds those, each node once, and a payment's own part holds its two leaves and which branches lead to them, and who showed it where it was believed by vote. What the
 //! payment's row says anyway is in neither. Both are bytes in RLP; the form that others see is [`Evidence`] alone.
 //!
 //! Guarantees: [`restore`] gives back exactly what [`ProvenBlock::evidence`] would have given, or says that the bytes are
@@ -63,6 +63,9 @@ impl ProvenBlock {
                 VERSION.encode(&mut bytes);
                 encode_path(&transactions, transfer.tx_index, &mut bytes);
                 encode_path(&receipts, transfer.tx_index, &mut bytes);
+                let own_voters = self.supporters.get(&transfer.key);
+                own_voters.is_some().encode(&mut bytes);
+                encode_voters(own_voters.map_or(&[], Vec::as_slice), &mut bytes);
                 (*transfer, bytes)
             })
             .collect();
@@ -76,13 +79,27 @@ impl ProvenBlock {
         self.header_rlp.clone().unwrap_or_default().encode(&mut bytes);
         transactions.branches.encode(&mut bytes);
         receipts.branches.encode(&mut bytes);
-        for voter in &self.voters {
-            voter.group.encode(&mut bytes);
-            voter.provider.encode(&mut bytes);
-            u64::try_from(voter.at.as_millis()).unwrap_or(0).encode(&mut bytes);
-        }
+        encode_voters(&self.voters, &mut bytes);
         bytes
     }
+}
+
+fn encode_voters(voters: &[Voter], out: &mut Vec<u8>) {
+    for voter in voters {
+        voter.group.encode(out);
+        voter.provider.encode(out);
+        u64::try_from(voter.at.as_millis()).unwrap_or(0).encode(out);
+    }
+}
+
+fn decode_voters(mut bytes: &[u8]) -> Result<Vec<Voter>, DamagedEvidence> {
+    let mut voters = Vec::new();
+    while !bytes.is_empty() {
+        let (group, provider) = (String::decode(&mut bytes)?, String::decode(&mut bytes)?);
+        let at = i64::try_from(u64::decode(&mut bytes)?).map_err(|_| DamagedEvidence)?;
+        voters.push(Voter { group, provider, at: Timestamp::from_millis(at) });
+    }
+    Ok(voters)
 }
 
 /// The places of the branches on the way to an item, and its leaf; both empty when there is none.
@@ -116,12 +133,7 @@ impl Common {
         let header = Bytes::decode(&mut bytes)?;
         let transaction_branches = Vec::decode(&mut bytes)?;
         let receipt_branches = Vec::decode(&mut bytes)?;
-        let mut voters = Vec::new();
-        while !bytes.is_empty() {
-            let (group, provider) = (String::decode(&mut bytes)?, String::decode(&mut bytes)?);
-            let at = i64::try_from(u64::decode(&mut bytes)?).map_err(|_| DamagedEvidence)?;
-            voters.push(Voter { group, provider, at: Timestamp::from_millis(at) });
-        }
+        let voters = decode_voters(bytes)?;
         let header_rlp = (!header.is_empty()).then_some(header);
         Ok(Self { parent, header_rlp, transaction_branches, receipt_branches, voters })
     }
@@ -145,12 +157,14 @@ pub fn restore(
     check_version(&mut own)?;
     let transaction = decode_path(&mut own, &common.transaction_branches)?;
     let receipt = decode_path(&mut own, &common.receipt_branches)?;
-    if !own.is_empty() {
-        return Err(DamagedEvidence);
-    }
+    let voters = match (bool::decode(&mut own)?, own.is_empty()) {
+        (true, _) => decode_voters(own)?,
+        (false, true) => common.voters,
+        (false, false) => return Err(DamagedEvidence),
+    };
     let link = BlockLink { block: transfer.block, parent: common.parent, time: transfer.time };
     let block = EvidenceBlock { link, header_rlp: common.header_rlp };
-    Ok(Evidence::new(transfer, level, block, transaction, receipt, common.voters))
+    Ok(Evidence::new(transfer, level, block, transaction, receipt, voters))
 }
 
 fn decode_path(own: &mut &[u8], branches: &[Bytes]) -> Result<Option<EvidenceItem>, DamagedEvidence> {
