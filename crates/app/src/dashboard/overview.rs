@@ -146,7 +146,10 @@ fn figures(state: &AppState, seen: &Overview) -> Markup {
                     @let count = seen.counts.iter().find(|(of, _)| *of == status).map_or(0, |(_, count)| *count);
                     div { dt { (status) } dd { (count) } }
                 }
-                @for (name, value) in state.telemetry.views() { div { dt { (name) } dd { (value) } } }
+                // Latencies stand in the table of providers.
+                @for (name, value) in state.telemetry.views().iter().filter(|(name, _)| !name.starts_with("rpc_provider")) {
+                    div { dt { (name) } dd { (value) } }
+                }
             }
         }
     }
