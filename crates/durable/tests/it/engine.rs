@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use crate::time::HandClock;
-use crate::{fresh, reopen};
+use crate::{breathe, fresh, reopen};
 
 /// What a probe does, decided by the name in its input.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -901,12 +901,6 @@ async fn until(clock: &HandClock, step: Duration, holds: impl Fn() -> bool) {
         tokio::task::spawn_blocking(breathe).await.unwrap();
     }
     panic!("it never came to hold");
-}
-
-/// Leaves the processor to other threads for a moment.
-fn breathe() {
-    let (_open, nothing) = std::sync::mpsc::channel::<()>();
-    let _ = nothing.recv_timeout(Duration::from_millis(1));
 }
 
 // ---- targets -----------------------------------------------------------------------------------

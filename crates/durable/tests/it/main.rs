@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use domain::chance::Chance;
-use durable::store::{Store, StoreOptions, Threading};
+use durable::store::{Store, StoreError, StoreOptions, Threading};
 
 use crate::time::HandClock;
 
@@ -22,5 +22,18 @@ fn fresh(dir: &tempfile::TempDir, threading: Threading) -> (Store, Arc<HandClock
 
 fn reopen(path: &Path, threading: Threading, clock: &Arc<HandClock>) -> Store {
     let options = StoreOptions { threading, ..StoreOptions::default() };
-    Store::open(path, options, Arc::clone(clock) as _, Chance::from_seed(clock.seed())).unwrap()
+    for _ in 0..1000 {
+        match Store::open(path, options, Arc::clone(clock) as _, Chance::from_seed(clock.seed())) {
+            // A child that another test starts holds every open file until it has become another program.
+            Err(StoreError::Locked(_)) => breathe(),
+            opened => return opened.unwrap(),
+        }
+    }
+    panic!("{} stays locked", path.display());
+}
+
+/// Leaves the processor to others for a moment.
+fn breathe() {
+    let (_open, nothing) = std::sync::mpsc::channel::<()>();
+    let _ = nothing.recv_timeout(std::time::Duration::from_millis(1));
 }

@@ -320,13 +320,7 @@ fn one_answer_per_idempotency_key() {
     let path = dir.path().join("db");
     drop(store);
     clock.advance(Duration::from_secs(1));
-    let store = Store::open(
-        &path,
-        StoreOptions { threading: Threading::Inline, ..StoreOptions::default() },
-        Arc::clone(&clock) as _,
-        Chance::from_seed(8),
-    )
-    .unwrap();
+    let store = reopen(&path, Threading::Inline, &clock);
     assert_eq!(begin(&store, 1), Begun::Fresh);
     let finish = |store: &Store| {
         let (me, answer) = (store.incarnation(), answer.clone());
