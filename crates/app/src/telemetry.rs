@@ -170,9 +170,7 @@ impl Telemetry {
                 views.provider_latency_ms.get_or_create(&of_provider(chain, provider)).set(0.0);
             }
         }
-        for source in ["chain"] {
-            let _ = views.duplicates_dropped.get_or_create(&vec![("source", source.into())]);
-        }
+        let _ = views.duplicates_dropped.get_or_create(&vec![("source", "chain".into())]);
         Self { clock, registry, canonical, views, recent: Mutex::new(recent) }
     }
 
