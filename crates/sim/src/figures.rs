@@ -93,8 +93,8 @@ impl Figures {
             let Figure { name, value, unit, target, .. } = figure;
             let verdict = match *target {
                 Target::None => String::new(),
-                Target::AtLeast(least) => format!("   target ≥ {least}: {}", said(*value >= least)),
-                Target::AtMost(most) => format!("   target ≤ {most}: {}", said(*value <= most)),
+                Target::AtLeast(least) => format!("   target ≥ {}: {}", spelt(least), said(*value >= least)),
+                Target::AtMost(most) => format!("   target ≤ {}: {}", spelt(most), said(*value <= most)),
             };
             lines.push(format!("  {name:width$} {:>12} {unit}{verdict}", spelt(*value)));
         }
