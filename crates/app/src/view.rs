@@ -124,7 +124,8 @@ pub fn pay_uri(invoice: &Invoice) -> String {
     let chain = invoice.chain.number();
     match invoice.asset {
         Asset::Native => format!("ethereum:{}@{chain}?value={}", invoice.recipient, invoice.amount),
-        Asset::Token(token) => {
+        Asset::Token(_) => {
+            let token = invoice.asset;
             format!(
                 "ethereum:{token}@{chain}/transfer?address={}&uint256={}",
                 invoice.recipient, invoice.amount

@@ -4,6 +4,7 @@
 //! Chains are spelt as CAIP-2, recipients as EIP-55 addresses. Only EVM chains (`eip155`) parse
 //! today; other namespaces are refused by name rather than half understood.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::str::FromStr;
 
@@ -99,9 +100,20 @@ impl fmt::Display for Asset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Native => f.write_str("native"),
-            Self::Token(address) => fmt::Display::fmt(address, f),
+            Self::Token(address) => LAST_SPELT.with_borrow_mut(|last| {
+                if last.0 != *address {
+                    *last = (*address, address.to_checksum(None));
+                }
+                f.write_str(&last.1)
+            }),
         }
     }
+}
+
+thread_local! {
+    /// The token that was spelt last, since mostly the same one is spelt again: its checksum costs a hash.
+    static LAST_SPELT: RefCell<(Address, String)> =
+        RefCell::new((Address::ZERO, Address::ZERO.to_checksum(None)));
 }
 
 impl FromStr for Asset {

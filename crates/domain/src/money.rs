@@ -86,7 +86,11 @@ impl From<u64> for Amount {
 
 impl fmt::Display for Amount {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(&self.0, f)
+        // Most amounts are small, and small integers are spelt several times as fast.
+        match u64::try_from(self.0) {
+            Ok(small) => fmt::Display::fmt(&small, f),
+            Err(_) => fmt::Display::fmt(&self.0, f),
+        }
     }
 }
 

@@ -85,14 +85,39 @@ impl Sub<Duration> for Timestamp {
 }
 
 impl fmt::Display for Timestamp {
+    /// RFC 3339 in UTC, with as many digits of a second as there are. Times are spelt in every event, so this is
+    /// arithmetic and no formatting machine.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let nanos = i128::from(self.0) * 1_000_000;
-        let text = OffsetDateTime::from_unix_timestamp_nanos(nanos)
-            .ok()
-            .and_then(|instant| instant.format(&Rfc3339).ok())
-            .ok_or(fmt::Error)?;
-        f.write_str(&text)
+        let (days, millis) = (self.0.div_euclid(DAY_MILLIS), self.0.rem_euclid(DAY_MILLIS));
+        let (year, month, day) = civil(days);
+        let (seconds, fraction) = (millis / 1000, millis % 1000);
+        let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
+        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}")?;
+        match fraction {
+            0 => {}
+            tenths if tenths % 100 == 0 => write!(f, ".{}", tenths / 100)?,
+            hundredths if hundredths % 10 == 0 => write!(f, ".{:02}", hundredths / 10)?,
+            millis => write!(f, ".{millis:03}")?,
+        }
+        f.write_str("Z")
     }
+}
+
+const DAY_MILLIS: i64 = 86_400_000;
+
+/// Year, month and day of a count of days since 1970-01-01 in the Gregorian calendar: in years that begin in March the leap
+/// day is the last, so that the months before it follow one line (153 days in every five).
+const fn civil(days: i64) -> (i64, i64, i64) {
+    // Days since 0000-03-01, in eras of 400 years (146,097 days).
+    let days = days + 719_468;
+    let (era, of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
+    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let from_march = (5 * of_year + 2) / 153;
+    let day = of_year - (153 * from_march + 2) / 5 + 1;
+    let month = if from_march < 10 { from_march + 3 } else { from_march - 9 };
+    let year = year_of_era + era * 400 + if month <= 2 { 1 } else { 0 };
+    (year, month, day)
 }
 
 impl FromStr for Timestamp {
@@ -132,6 +157,24 @@ mod tests {
         for bad in ["", "2026-01-01", "1969-12-31T23:59:59Z", "2026-13-01T00:00:00Z", "now"] {
             assert_eq!(bad.parse::<Timestamp>(), Err(InvalidTimestamp), "{bad}");
         }
+    }
+
+    #[test]
+    fn is_spelt_as_the_calendar_has_it() {
+        let spelt_by_the_library = |at: Timestamp| {
+            let nanos = i128::from(at.as_millis()) * 1_000_000;
+            OffsetDateTime::from_unix_timestamp_nanos(nanos).unwrap().format(&Rfc3339).unwrap()
+        };
+        let days = Timestamp::MAX.as_millis() / DAY_MILLIS;
+        for (day, odd) in (0..=days).step_by(7).zip((0_i64..).step_by(86_399_917)) {
+            let at = Timestamp::from_millis(day * DAY_MILLIS + odd % DAY_MILLIS);
+            assert_eq!(at.to_string(), spelt_by_the_library(at));
+        }
+        for millis in [0, 1, 10, 100, 120, 999, 1_000, 59_999, 86_399_999] {
+            let at = Timestamp::from_millis(951_782_400_000 + millis);
+            assert_eq!(at.to_string(), spelt_by_the_library(at));
+        }
+        assert_eq!(Timestamp::MAX.to_string(), "9999-12-31T23:59:59Z");
     }
 
     #[test]

@@ -229,7 +229,6 @@ create table delivery (
     replayed       bigint not null
 ) without rowid;
 create index delivery_lane on delivery (lane, event_position) where state in ('queued', 'pending');
-create index delivery_endpoint on delivery (endpoint_id, event_position);
 create index delivery_dead on delivery (finished_at, id) where state = 'dead';
 create index delivery_finished on delivery (finished_at, state) where finished_at is not null;
 

@@ -832,6 +832,12 @@ fn first<T>(
     Ok(Some(answer))
 }
 
+/// What the first placeholders are called, by their places.
+const NAMES: [&str; 28] = [
+    "", "$1", "$2", "$3", "$4", "$5", "$6", "$7", "$8", "$9", "$10", "$11", "$12", "$13", "$14", "$15",
+    "$16", "$17", "$18", "$19", "$20", "$21", "$22", "$23", "$24", "$25", "$26", "$27",
+];
+
 /// SQLite numbers `$N` placeholders by first appearance, not by N; so each is bound by its name.
 fn bind(statement: &mut rusqlite::Statement<'_>, params: &[Param<'_>]) -> Result<(), StoreError> {
     let count = statement.parameter_count();
@@ -840,7 +846,12 @@ fn bind(statement: &mut rusqlite::Statement<'_>, params: &[Param<'_>]) -> Result
         return Err(StoreError::Statement(why.into()));
     }
     for place in 1..=count {
-        let number = statement.parameter_name(place).and_then(|name| name.get(1..)?.parse::<usize>().ok());
+        let number = match statement.parameter_name(place) {
+            // Mostly they come in order.
+            Some(name) if NAMES.get(place) == Some(&name) => Some(place),
+            Some(name) => name.get(1..).and_then(|digits| digits.parse().ok()),
+            None => None,
+        };
         let Some(param) = number.and_then(|number| params.get(number.checked_sub(1)?)) else {
             return Err(StoreError::Statement("placeholders must be $1, $2, … without gaps".into()));
         };

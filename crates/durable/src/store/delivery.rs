@@ -202,24 +202,6 @@ pub fn next_in_lane(query: &impl Query, lane: Lane) -> Result<Option<DeliveryRow
     )
 }
 
-/// Whether this event was ever on its way to this endpoint; then the delivery.
-///
-/// # Errors
-/// The store's.
-pub fn find_by_event(
-    query: &impl Query,
-    endpoint: EndpointId,
-    event_position: u64,
-) -> Result<Option<DeliveryRow>, StoreError> {
-    query.query_opt(
-        &format!(
-            "select {COLUMNS} from delivery where endpoint_id = $1 and event_position = $2 order by id desc limit 1"
-        ),
-        params![endpoint, event_position],
-        read,
-    )
-}
-
 /// What a list of deliveries is narrowed to.
 #[derive(Debug, Clone, Default)]
 pub struct Filter {
