@@ -92,14 +92,29 @@ impl fmt::Display for Timestamp {
         let (year, month, day) = civil(days);
         let (seconds, fraction) = (millis / 1000, millis % 1000);
         let (hour, minute, second) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
-        write!(f, "{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}")?;
-        match fraction {
-            0 => {}
-            tenths if tenths % 100 == 0 => write!(f, ".{}", tenths / 100)?,
-            hundredths if hundredths % 10 == 0 => write!(f, ".{:02}", hundredths / 10)?,
-            millis => write!(f, ".{millis:03}")?,
+        let mut text = *b"0000-00-00T00:00:00.000Z";
+        let parts =
+            [(0, 4, year), (5, 2, month), (8, 2, day), (11, 2, hour), (14, 2, minute), (17, 2, second)];
+        for (from, digits, number) in parts.into_iter().chain([(20, 3, fraction)]) {
+            put_digits(&mut text[from..from + digits], number);
         }
-        f.write_str("Z")
+        // No fraction, or one without zeros at its end.
+        let length = match fraction {
+            0 => 19,
+            tenths if tenths % 100 == 0 => 21,
+            hundredths if hundredths % 10 == 0 => 22,
+            _ => 23,
+        };
+        text[length] = b'Z';
+        f.write_str(std::str::from_utf8(&text[..=length]).map_err(|_| fmt::Error)?)
+    }
+}
+
+/// Writes the last digits of a number.
+fn put_digits(place: &mut [u8], mut number: i64) {
+    for digit in place.iter_mut().rev() {
+        *digit = b'0' + u8::try_from(number % 10).unwrap_or(0);
+        number /= 10;
     }
 }
 

@@ -45,7 +45,8 @@ create unique index invoice_slot on invoice (slot) where slot is not null;
 -- whether a recipient is an invoice's own; no two invoices of a chain share it then
 create index invoice_recipient on invoice (recipient, chain);
 create index invoice_remaining on invoice (recipient, chain, asset, remaining) where active = 1 and payer is null;
-create index invoice_closed on invoice (recipient, chain, asset, remaining, expires_at) where active = 0 and payer is null;
+create index invoice_closed on invoice (recipient, chain, asset, remaining, expires_at)
+    where status in ('expired', 'underpaid') and payer is null;
 create index invoice_undated on invoice (chain) where created_block is null;
 create index invoice_payer on invoice (payer, recipient, chain, asset) where active = 1 and payer is not null;
 create index invoice_expiry on invoice (chain, expires_at, id) where active = 1 and expired = 0;
@@ -82,7 +83,7 @@ create table payment (
     seen_at       bigint not null,
     confirmed_at  bigint
 ) without rowid;
-create unique index payment_transfer on payment (chain, tx, ordinal);
+create unique index payment_transfer on payment (tx, ordinal, chain);
 -- those of a stage in the order of their blocks: what may advance, what vanishes, what had been final
 create index payment_stage on payment (chain, stage, block_number, id);
 create index payment_invoice on payment (invoice_id, id) where invoice_id is not null;

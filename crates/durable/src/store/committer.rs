@@ -26,9 +26,9 @@ pub(super) const BATCH: usize = 512;
 /// Most functions that wait for a commit; whoever comes after that waits to be queued.
 pub(super) const QUEUE: usize = 4096;
 
-/// Write-ahead log pages (4 KiB each) after which they are copied into the database. The log file
+/// Write-ahead log pages (8 KiB each) after which they are copied into the database. The log file
 /// keeps its size: overwriting allocated blocks syncs faster than growing a file.
-const CHECKPOINT_PAGES: u32 = 4000;
+const CHECKPOINT_PAGES: u32 = 2000;
 
 /// How often a group waits for the write lock (five seconds each) before it is refused.
 const BEGINS: u32 = 6;
