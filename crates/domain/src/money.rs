@@ -106,6 +106,10 @@ impl FromStr for Amount {
         if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
             return Err(InvalidAmount::NotDigits);
         }
+        // Nineteen digits fit 64 bits, and most amounts are no longer.
+        if let (1..=19, Ok(small)) = (text.len(), text.parse::<u64>()) {
+            return Ok(Self::from(small));
+        }
         // 2^256 has 78 digits; a longer text without leading zeros cannot fit.
         if text.trim_start_matches('0').len() > 78 {
             return Err(InvalidAmount::TooLarge);

@@ -186,7 +186,6 @@ create table event (
     created_at bigint  not null,
     body       blob    not null
 );
-create unique index event_id on event (id);
 create index event_subject on event (subject, sequence) where subject is not null;
 
 -- Where a merchant wants to be told.

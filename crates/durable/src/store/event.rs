@@ -84,25 +84,6 @@ pub fn list_after(query: &impl Query, position: u64, limit: u32) -> Result<Vec<E
     )
 }
 
-/// The position of the first event at or after `since`; the log is searched from its end by time of creation.
-///
-/// # Errors
-/// The store's.
-pub fn position_before(query: &impl Query, since: Timestamp) -> Result<u64, StoreError> {
-    // Event ids are UUIDv7: the index on them is ordered by the millisecond of creation.
-    let mut first = [0; 16];
-    first[..6].copy_from_slice(&since.as_millis().to_be_bytes()[2..]);
-    let found: Option<u64> = query.query_opt(
-        "select position from event where id >= $1 order by id limit 1",
-        params![&first],
-        |row| row.get(0),
-    )?;
-    match found {
-        Some(position) => Ok(position.saturating_sub(1)),
-        None => last_position(query),
-    }
-}
-
 /// The event at a position.
 ///
 /// # Errors
