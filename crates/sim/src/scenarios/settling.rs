@@ -164,9 +164,19 @@ enum Told {
     Refused(String),
 }
 
+/// What the chain's headers commit to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Roots {
+    /// Receipts can be checked against them.
+    Checkable,
+    /// Receipts prove nothing: logs are believed by vote.
+    Opaque,
+}
+
 struct Storm {
     seed: u64,
     dice: Dice,
+    roots: Roots,
     world: Arc<World>,
     drive: Drive,
     hosts: Vec<String>,
@@ -186,8 +196,10 @@ impl Storm {
     /// Draws everything from the seed.
     fn new(seed: u64) -> Self {
         let dice = Dice(Chance::from_seed(seed));
+        let roots = if dice.percent(25) { Roots::Opaque } else { Roots::Checkable };
         let config = devchain::Config {
             seed,
+            opaque_receipts_root: roots == Roots::Opaque,
             block_time_secs: BLOCK_SECS,
             safe_lag: 5,
             finalized_lag: FINALIZED_LAG,
@@ -214,6 +226,7 @@ impl Storm {
         let mut storm = Self {
             seed,
             dice,
+            roots,
             world: Arc::new(world),
             drive,
             hosts,
@@ -564,15 +577,17 @@ impl Storm {
             acknowledged: self.invoices.iter().filter_map(|planned| planned.made).collect(),
             endpoints: &self.endpoints,
             earliest: &self.earliest,
+            proofs: self.roots == Roots::Checkable,
         }
     }
 
     fn config(&self, directory: &Path) -> Result<Config, String> {
         let mut text = format!(
             "[store]\nurl = \"sqlite://{}\"\n[[chain]]\nid = \"{CHAIN}\"\nquorum = {}\nconfirmations = 2\n\
-             root_mode = \"eth\"\npoll_ms = 1000\nstart_block = 0\nrpc_endpoints = [\n",
+             root_mode = \"{}\"\npoll_ms = 1000\nstart_block = 0\nrpc_endpoints = [\n",
             directory.join("storm.db").display(),
             self.quorum,
+            if self.roots == Roots::Opaque { "none" } else { "eth" },
         );
         for (number, host) in self.hosts.iter().enumerate() {
             let _always =
@@ -888,9 +903,10 @@ impl Storm {
             (books.invoices.len(), settled, books.payments.len(), books.events.len(), dead)
         });
         format!(
-            "{:?}, {} of {} providers; {} lives, {} blocks, {} calls, {} webhooks; {invoices} invoices, \
+            "{:?}, {:?} roots, {} of {} providers; {} lives, {} blocks, {} calls, {} webhooks; {invoices} invoices, \
              {settled} settled, {payments} payments, {events} events, {dead} dead letters; {} s simulated",
             self.drive,
+            self.roots,
             self.quorum,
             self.hosts.len(),
             self.lives,
